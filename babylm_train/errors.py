@@ -1,0 +1,37 @@
+"""The errors a run can end with. Library code raises them; only the command line maps them to exit codes."""
+
+
+class RunError(Exception):
+    """A failure whose message is one line for the user; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(RunError):
+    """Bad input or configuration. The message names the key, the file, the line or the byte."""
+
+    exit_code = 2
+
+
+class DivergedError(RunError):
+    """The loss became NaN or infinite, or fp16 overflowed too often in a row. No bad update was applied."""
+
+    exit_code = 3
+
+
+class StorageError(RunError):
+    """The disk is full, read-only, or failed. Earlier checkpoints are intact."""
+
+    exit_code = 4
+
+
+class OutOfMemory(RunError):
+    """The model or the batch does not fit; the message gives the sizes."""
+
+    exit_code = 5
+
+
+class PreemptedError(RunError):
+    """SIGTERM or SIGUSR1 arrived; the state is saved and the same command continues."""
+
+    exit_code = 75

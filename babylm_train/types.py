@@ -1,0 +1,200 @@
+"""What passes between the parts: plain data and the protocols the parts fulfil. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+IGNORE = -100  # a target that is no target: padding of an incomplete row
+
+
+class Document(NamedTuple):
+    """One training text, the unit a curriculum scores, and where it came from."""
+
+    text: str
+    source: str = ""
+
+
+class MinimalPair(NamedTuple):
+    """Two sentences of which a speaker accepts only `good`."""
+
+    good: str
+    bad: str
+    phenomenon: str
+
+
+@dataclass
+class Batch:
+    """A micro-batch of packed rows.
+
+    inputs, targets and position_ids are int64 of shape (rows, max_length); position_ids restart at 0 at each document,
+    which is what isolates attention by document. `tokens` counts the valid targets, `words` the whitespace words that
+    start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    position_ids: Tensor
+    tokens: int
+    words: int
+    epoch: int = 0
+    first_row: int = 0
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on `device`."""
+        names = ("inputs", "targets", "position_ids")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+@dataclass
+class RunState:
+    """Everything the trainer itself changes while training; all of it is in every checkpoint.
+
+    `update` counts applied updates, `epoch` finished epochs, `epoch_update` the updates done in the current one.
+    Losses are sums in nats beside the number of targets they are over: `window_*` since the last log line, `epoch_*`
+    since the epoch began.
+    """
+
+    update: int = 0
+    epoch: int = 0
+    epoch_update: int = 0
+    tokens: int = 0
+    words: int = 0
+    skipped: int = 0
+    window_nats: float = 0.0
+    window_targets: int = 0
+    epoch_nats: float = 0.0
+    epoch_targets: int = 0
+    epoch_loss: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    best_loss: float | None = None
+    best_update: int = 0
+    stop_loss: float | None = None  # what early stopping compares with
+    bad_evaluations: int = 0
+    stopped: bool = False
+    evaluated: int = -1  # the update of the last evaluation
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Exact result over a text: `loss` is nats per target, every target counted once."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    word_perplexity: float
+    tokens: int
+    words: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EpochSlice:
+    """What an epoch trains on: one slice of the update budget.
+
+    order: document ids in training order, drawn again where the pool is smaller than the slice, shape (M,).
+    start: targets of the first document that an earlier slice already used.
+    targets: valid targets in the slice; updates: optimizer steps in the slice.
+    """
+
+    epoch: int
+    threshold: float
+    pool: np.ndarray
+    order: np.ndarray
+    start: int
+    targets: int
+    updates: int
+
+
+class Strategy(Protocol):
+    """Ranks documents by difficulty; see CURRICULUM semantics in the README."""
+
+    name: str
+    ranks: bool
+    adaptive: bool
+
+    def compute_difficulty(self, documents: Sequence[str]) -> np.ndarray:
+        """One finite float64 a document, shape (N,); larger is admitted later."""
+        ...
+
+    @property
+    def threshold(self) -> float | None:
+        """The strategy's own threshold, or None where only the schedule decides."""
+        ...
+
+    def update_difficulty_threshold(self, val_loss: float) -> float: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Schedule(Protocol):
+    """Says which share of the training data is admitted."""
+
+    adaptive: bool
+
+    def threshold(self, progress: float, history: Sequence[tuple[float, float]] = ()) -> float:
+        """Share in (0, 1] at `progress` in [0, 1]; `history` holds (progress, validation loss) of each validation."""
+        ...
+
+    def upper_bound(self, progress: float) -> float:
+        """The largest threshold possible at `progress`, whatever the history."""
+        ...
+
+
+class Objective(Protocol):
+    """From a batch to its summed loss."""
+
+    def prepare(self, batch: Batch) -> Batch: ...
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Summed loss over the batch's targets, in nats, float32 scalar."""
+        ...
+
+
+class Precision(Protocol):
+    """Autocast and loss scaling, one code path whatever the precision."""
+
+    def scaler(self, device: Any) -> Any: ...
+
+    def autocast(self, device: Any) -> Any: ...
+
+
+class Logger(Protocol):
+    """Mirrors the record elsewhere; nothing it does may change or stop the run."""
+
+    def start(
+        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, step: int
+    ) -> str: ...
+
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def log_gradients(self, model: nn.Module, step: int) -> None: ...
+
+    def log_checkpoint(self, path: Path, *, best: bool) -> None: ...
+
+    def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None: ...
+
+
+class Source(Protocol):
+    """Where a corpus comes from; cheap to build, `load` reads."""
+
+    max_length: int
+    cache_dir: str
+
+    def load(self) -> Any: ...
