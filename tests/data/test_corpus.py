@@ -1,0 +1,126 @@
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from babylm_train.data.corpus import Corpus, describe, fold, load_corpus, printable
+from babylm_train.errors import InputError
+from babylm_train.types import Document
+
+
+def corpus(tmp_path: Path, texts, held=None, **options) -> Corpus:
+    def read():
+        return (Document(t, "a") for t in texts), None if held is None else (Document(t, "b") for t in held)
+
+    chosen = {"validation_share": 0.25, "seed": 1, "max_words": None, **options}
+    return load_corpus(read, identity={"texts": texts, "held": held}, cache_dir=tmp_path, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("  राम\t घर ", "राम घर"),
+        ("क\u200dक\ufeff\u200b", "कक"),
+        ("e\u0301 \u0915\u093c", "é \u0915\u093c"),  # the nukta stays apart: it is excluded from composition
+        ("\u0958", "\u0915\u093c"),
+        ("e\u200d\u0301", "é"),  # only NFC after the joiner is gone
+        ("क।\r\n\n \n ख॥\u2028ग", "क।\nख॥\nग"),
+        ("\u00a0\x0b \u3000", ""),
+    ],
+)
+def test_fold(raw, clean):
+    assert fold(raw) == clean
+    assert fold(clean) == clean
+
+
+def test_counts_by_hand(tmp_path):
+    made = corpus(tmp_path, ["राम घर", "ab", " राम  घर ", "\u200b", "x\x1b[2J", "बस\nदो"], ["ab", "ab", "हाँ"])
+    assert list(made.train) == ["राम घर", "बस\nदो"]
+    assert list(made.validation) == ["ab", "हाँ"]
+    assert made.train.words.tolist() == [2, 2]
+    assert made.train.bytes.tolist() == [16, 13]
+    assert [made.validation.source_names[i] for i in made.validation.sources] == ["b", "b"]
+    assert made.report["read"] == 9
+    assert made.report["dropped"] == {
+        "empty": 1, "control_characters": 1, "duplicates": 2, "in_validation": 1, "over_budget": 0
+    }  # fmt: skip
+    assert made.report["train"] == {"documents": 2, "words": 4, "characters": 11, "bytes": 29, "devanagari": 1.0}
+    assert made.report["validation"]["devanagari"] == pytest.approx(3 / 5)
+    assert "9 documents read (dropped: 1 empty" in describe(made)
+    assert "\x1b" not in describe(made)
+
+
+def test_split_is_seeded_and_by_document(tmp_path):
+    texts = [f"दस्तावेज़ {i}\nदूसरी पंक्ति {i}" for i in range(40)]
+    one, again, other = corpus(tmp_path, texts), corpus(tmp_path / "x", texts), corpus(tmp_path, texts, seed=2)
+    assert len(one.validation) == 10
+    assert sorted([*one.train, *one.validation]) == sorted(map(fold, texts))
+    assert list(one.train) == sorted(one.train, key=list(map(fold, texts)).index)
+    assert one.fingerprint == again.fingerprint
+    assert one.fingerprint != other.fingerprint
+    assert one.train_fingerprint != one.validation.fingerprint
+    assert one.train[-1] == list(one.train)[-1]
+    assert one.train[1:3] == list(one.train)[1:3]
+
+
+def test_fingerprint_sees_boundaries(tmp_path):
+    held = ["z"]
+    assert corpus(tmp_path, ["ab", "c"], held).fingerprint != corpus(tmp_path, ["a", "bc"], held).fingerprint
+
+
+def test_word_budget_is_kept_and_nested(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}x{j}" for j in range(rng.integers(1, 9))) for i in range(50)]
+    taken: set[str] = set()
+    for budget in (20, 60, 100):
+        made = corpus(tmp_path, texts, ["held"], max_words=budget)
+        assert budget - 8 <= made.train.words.sum() <= budget
+        assert made.report["dropped"]["over_budget"] == 50 - len(made.train)
+        assert taken <= set(made.train)
+        taken = set(made.train)
+
+
+@pytest.mark.parametrize(
+    ("texts", "held", "options", "message"),
+    [
+        ([], None, {}, "data.train holds no document"),
+        (["", "\u200b"], None, {}, "no document (dropped: 2 empty)"),
+        (["one"], None, {}, "give validation files (data.validation)"),
+        (["one"], [""], {}, "data.validation holds no document"),
+        (["one"], ["one"], {}, "data.train holds no document (dropped: 1 in validation)"),
+        (["a\0b", "c"], None, {}, "document 1 of a: a NUL character"),
+        (["a b c", "d e f"], ["x"], {"max_words": 2}, "data.max_words=2 admits no document"),
+        (["a"], None, {"max_words": 0}, "data.max_words must be at least 1"),
+        (["a"], None, {"validation_share": 1.0}, "data.validation_share must lie between 0 and 1"),
+        (["a"], None, {"seed": -1}, "data.seed must not be negative"),
+    ],
+)
+def test_bad_corpora(tmp_path, texts, held, options, message):
+    with pytest.raises(InputError) as caught:
+        corpus(tmp_path, texts, held, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()]  # nothing half-built stays
+
+
+def test_printable_keeps_hindi_and_escapes_the_rest():
+    assert printable("हिन्दी\x1b[2J\n\udcff") == "हिन्दी\\x1b[2J\\n\\udcff"
+
+
+def _open(path: Path, barrier, results) -> None:
+    barrier.wait()
+    results.put(corpus(path, [f"पाठ {i}" for i in range(3000)]).fingerprint)
+
+
+def test_two_processes_build_one_cache(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=_open, args=(tmp_path, barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    prints = {results.get(timeout=30) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(prints) == 1
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
