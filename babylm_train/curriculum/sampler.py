@@ -1,0 +1,242 @@
+"""Threshold -> pool -> order: which documents an epoch trains on, as a pure function of (seed, epoch, thresholds).
+
+An epoch is one slice of the run's update budget. With `matched` pacing every slice has the budget of one full pass (or
+its share of `max_steps`) whatever the pool: the pool is drawn without replacement, reshuffled and drawn again until the
+slice's targets are spent, and a draw that is not finished goes on in the next slice as long as the pool stays the same.
+With `single_pass` a slice is one pass over its pool. The total is fixed before step 0, so the LR schedule can trust it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from babylm_train.errors import InputError
+from babylm_train.types import EpochSlice, Schedule, Strategy
+
+log = logging.getLogger(__name__)
+
+PACINGS = ("matched", "single_pass")
+THRESHOLDS_ON = ("rank", "words", "score")
+SHUFFLE = 0x5EED  # keeps the shuffling stream apart from other uses of the seed
+
+
+class CurriculumTrainingManager:
+    """Decides what each epoch trains on.
+
+    Args:
+        strategy, schedule: how documents are ranked, and which share of them is admitted when.
+        pacing: `matched` (same updates and targets for every arm) or `single_pass` (an epoch is a pass over its pool).
+        threshold_on: what the threshold is a share of: `rank` (documents), `words`, or the min-max normalised `score`.
+        min_pool: documents that are admitted at least.
+        seed: of the shuffles and of the tie-break between equal scores.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        schedule: Schedule,
+        pacing: str = "matched",
+        threshold_on: str = "rank",
+        min_pool: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if pacing not in PACINGS:
+            raise InputError(f"curriculum.pacing must be one of {', '.join(PACINGS)}, got {pacing}")
+        if threshold_on not in THRESHOLDS_ON:
+            raise InputError(f"curriculum.threshold_on must be one of {', '.join(THRESHOLDS_ON)}, got {threshold_on}")
+        if min_pool < 1:
+            raise InputError(f"curriculum.min_pool must be at least 1, got {min_pool}")
+        self.strategy, self.schedule, self.pacing, self.threshold_on = strategy, schedule, pacing, threshold_on
+        self.min_pool, self.seed = min_pool, seed
+        self.history: list[tuple[float, float]] = []
+        self.records: list[dict[str, Any]] = []  # one an epoch that has begun
+
+    def begin(
+        self,
+        scores: np.ndarray,
+        words: np.ndarray,
+        targets: np.ndarray | None = None,
+        *,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        targets_per_update: int = 1,
+        max_length: int = 1,
+    ) -> CurriculumTrainingManager:
+        """Fixes ranking and budget before step 0.
+
+        Args:
+            scores: difficulty a document, shape (N,). words: whitespace words a document, shape (N,).
+            targets: training targets a document (its tokens and closing mark), shape (N,); default its words.
+            epochs: slices of the budget. max_steps: updates in all; None: one pass over everything an epoch.
+            targets_per_update: rows an update x max_length. max_length: targets a row.
+
+        Raises:
+            InputError: a score is NaN or infinite, or there is no document.
+        """
+        self.scores, self.words = np.asarray(scores, dtype=np.float64), np.asarray(words, dtype=np.int64)
+        self.targets = self.words if targets is None else np.asarray(targets, dtype=np.int64)
+        if not len(self.scores):
+            raise InputError("the training split has no document")
+        bad = np.flatnonzero(~np.isfinite(self.scores))
+        if len(bad):
+            raise InputError(
+                f"curriculum.strategy {self.strategy.name}: document {bad[0]} has the score {self.scores[bad[0]]}"
+            )
+        self.ranked = np.lexsort((_hash(len(self.scores), self.seed), self.scores))
+        self.cumulative_targets = np.cumsum(self.targets[self.ranked])
+        self.cumulative_words = np.cumsum(self.words[self.ranked])
+        self._warn()
+        self.targets_per_update, self.max_length = targets_per_update, max_length
+        self.planned_epochs, self.epochs = epochs, min(epochs, max_steps or epochs)
+        self._fix_budget(max_steps)
+        return self
+
+    def _warn(self) -> None:
+        if not self.strategy.ranks:
+            if self.schedule.threshold(0.0) < 1.0:
+                log.warning("curriculum/strategy=none ranks nothing, so its schedule admits everything throughout")
+        elif len(self.scores) > 1 and self.scores.min() == self.scores.max():
+            log.warning("every document has the difficulty %g: their order is random", self.scores[0])
+        if self.pacing == "single_pass" and (self.schedule.adaptive or self.strategy.adaptive):
+            log.warning(
+                "single_pass with an adaptive threshold: the LR schedule is sized for the largest pool possible"
+            )
+
+    def _fix_budget(self, max_steps: int | None) -> None:
+        per_epoch = [int(self.cumulative_targets[-1])] * self.epochs
+        if self.pacing == "single_pass":
+            bounds = [self.schedule.upper_bound(self.progress(epoch)) for epoch in range(self.epochs)]
+            per_epoch = [int(self.cumulative_targets[self.admitted(c, quiet=True) - 1]) for c in bounds]
+        updates = [self._updates(n) for n in per_epoch]
+        if self.pacing == "matched" and max_steps:
+            bounds_at = [epoch * max_steps // self.epochs for epoch in range(self.epochs + 1)]
+            updates = [b - a for a, b in pairwise(bounds_at)]
+            per_epoch = [n * self.targets_per_update for n in updates]
+        self.slice_targets, self.slice_updates = per_epoch, updates
+        self.total_updates = min(sum(updates), max_steps or sum(updates))
+
+    def _updates(self, targets: int) -> int:
+        rows = -(-targets // self.max_length)
+        return -(-rows * self.max_length // self.targets_per_update)
+
+    def admitted(self, threshold: float, quiet: bool = False) -> int:
+        """How many of the easiest documents `threshold` admits; at least min_pool."""
+        documents = len(self.scores)
+        if not self.strategy.ranks:
+            return documents
+        if self.threshold_on == "rank":
+            count = int(np.ceil(threshold * documents - 1e-9))
+        elif self.threshold_on == "words":
+            count = int(np.searchsorted(self.cumulative_words, threshold * self.cumulative_words[-1] - 1e-9)) + 1
+        else:
+            low, high = self.scores.min(), self.scores.max()
+            count = int(np.count_nonzero((self.scores - low) <= threshold * (high - low)))
+        floor = min(self.min_pool, documents)
+        if count < floor and not quiet:
+            log.warning("threshold %.3f admits %d documents: the pool grows to min_pool = %d", threshold, count, floor)
+        return min(max(count, floor), documents)
+
+    def threshold(self, epoch: int) -> float:
+        """The share admitted from `epoch` on: the schedule's, bounded by the strategy's own where it has one."""
+        if not self.strategy.ranks:
+            return 1.0
+        scheduled = self.schedule.threshold(self.progress(epoch), self.history)
+        own = self.strategy.threshold
+        return scheduled if own is None else min(scheduled, own)
+
+    def progress(self, epoch: int) -> float:
+        """Share of the budget spent when `epoch` begins; where max_steps < epochs, when a slice's last epoch begins."""
+        if self.epochs == self.planned_epochs:
+            return epoch / self.epochs
+        return (epoch + 1) / self.epochs - 1 / self.planned_epochs
+
+    def prepare_epoch(self, epoch: int) -> EpochSlice:
+        """The pool of `epoch` and its order; the same again for an epoch that had begun before a resume."""
+        if epoch == len(self.records):
+            self.records.append(self._record(epoch))
+        record = self.records[epoch]
+        pool, targets = self.ranked[: record["admitted"]], record["targets"]
+        need, drawn = record["position"] + targets, 0
+        order: list[np.ndarray] = []
+        while drawn < need:
+            rng = np.random.default_rng([self.seed, SHUFFLE, record["draw"] + len(order)])
+            order.append(rng.permutation(np.sort(pool)))
+            drawn += record["pool_targets"]
+        return EpochSlice(
+            epoch=epoch,
+            threshold=record["threshold"],
+            pool=pool,
+            order=np.concatenate(order),
+            start=record["position"],
+            targets=targets,
+            updates=self._updates(targets),
+        )
+
+    def _record(self, epoch: int) -> dict[str, Any]:
+        threshold = self.threshold(epoch)
+        admitted = self.admitted(threshold)
+        pool_targets = int(self.cumulative_targets[admitted - 1])
+        draw = position = 0
+        if epoch:
+            last = self.records[epoch - 1]
+            finished, position = divmod(last["position"] + last["targets"], last["pool_targets"])
+            draw = last["draw"] + finished
+            if position and admitted != last["admitted"]:
+                draw, position = draw + 1, 0
+        targets = self.slice_targets[epoch]
+        if self.pacing == "single_pass":
+            left = self.total_updates - sum(self._updates(r["targets"]) for r in self.records)
+            targets = min(pool_targets, left * self.targets_per_update)
+        return {
+            "threshold": float(threshold),
+            "admitted": admitted,
+            "words": int(self.cumulative_words[admitted - 1]),
+            "difficulty": float(self.scores[self.ranked[:admitted]].mean()),
+            "pool_targets": pool_targets,
+            "draw": draw,
+            "position": position,
+            "targets": targets,
+        }
+
+    def report_performance(self, val_loss: float, progress: float) -> None:
+        """Tells the adaptive parts a validation loss, at the share of the budget spent."""
+        self.history.append((float(progress), float(val_loss)))
+        if self.strategy.adaptive:
+            self.strategy.update_difficulty_threshold(float(val_loss))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types only: what prepare_epoch needs beside the constructor's arguments."""
+        return {
+            "records": [dict(r) for r in self.records],
+            "history": [list(pair) for pair in self.history],
+            "strategy": self.strategy.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records = [dict(r) for r in state["records"]]
+        self.history = [(p, v) for p, v in state["history"]]
+        self.strategy.load_state_dict(state["strategy"])
+
+
+def _hash(count: int, seed: int) -> np.ndarray:
+    """splitmix64 (Steele et al. 2014) of document ids and the seed, shape (count,): the tie-break of equal scores."""
+    with np.errstate(over="ignore"):
+        z = (np.arange(count, dtype=np.uint64) + np.uint64(seed % 2**32 * 2**32 + 1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def exposures(slices: Sequence[EpochSlice], targets: np.ndarray) -> np.ndarray:
+    """How often each document was begun over `slices`, shape (N,)."""
+    seen = np.zeros(len(targets), dtype=np.int64)
+    for part in slices:
+        begin = np.concatenate([[0], np.cumsum(targets[part.order])])[:-1]
+        inside = part.order[(begin >= part.start) & (begin < part.start + part.targets)]
+        seen += np.bincount(inside, minlength=len(targets))
+    return seen

@@ -1,0 +1,214 @@
+"""Thresholds against numbers worked out by hand, and what must hold for any arguments."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babylm_train.curriculum import schedule as module
+from babylm_train.curriculum.adaptive import improved
+from babylm_train.curriculum.schedule import (
+    ExponentialSchedule,
+    FullSchedule,
+    LinearSchedule,
+    PerformanceSchedule,
+    RootSchedule,
+    StepSchedule,
+)
+from babylm_train.errors import InputError
+
+CONF = Path(__file__).parents[2] / "conf" / "curriculum" / "schedule"
+GROWING = [LinearSchedule, RootSchedule, ExponentialSchedule]
+
+
+def at_epochs(schedule, epochs):
+    return [round(schedule.threshold(epoch / epochs), 6) for epoch in range(epochs)]
+
+
+def test_linear_prints_the_ten_thresholds():
+    printed = " ".join(f"{c:.2f}" for c in at_epochs(LinearSchedule(10, 0.2, 1.0), 10))
+    assert printed == "0.20 0.29 0.38 0.47 0.56 0.64 0.73 0.82 0.91 1.00"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (FullSchedule(), [1.0, 1.0, 1.0, 1.0]),
+        (LinearSchedule(4, 0.1, 0.7), [0.1, 0.3, 0.5, 0.7]),
+        # sqrt(0.01 + 0.48 q) at q = 0, 1/3, 2/3, 1
+        (RootSchedule(4, 0.1, 0.7), [0.1, 0.412311, 0.574456, 0.7]),
+        # (0.008 + 0.992 q)^(1/3)
+        (RootSchedule(4, 0.2, 1.0, power=3), [0.2, 0.69704, 0.874744, 1.0]),
+        (RootSchedule(4, 0.1, 0.7, power=1), [0.1, 0.3, 0.5, 0.7]),
+        # each epoch doubles
+        (ExponentialSchedule(4, 0.1, 0.8), [0.1, 0.2, 0.4, 0.8]),
+        (LinearSchedule(5, 0.2, 1.0, warmup_epochs=2), [0.2, 0.2, 0.2, 0.6, 1.0]),
+        (LinearSchedule(5, 0.2, 1.0, warmup_epochs=4), [0.2, 0.2, 0.2, 0.2, 1.0]),
+        (LinearSchedule(5, 0.2, 1.0, warmup_epochs=5), [1.0] * 5),
+        (LinearSchedule(2, 0.2, 0.9), [0.2, 0.9]),
+        (LinearSchedule(1, 0.2, 0.9), [0.9]),
+        (ExponentialSchedule(3, 0.5, 0.5), [0.5] * 3),
+        (StepSchedule(6, 0.2, [2, 4], [0.5, 1.0]), [0.2, 0.2, 0.5, 0.5, 1.0, 1.0]),
+        (StepSchedule(3, 0.2, [0], [0.5]), [0.5, 0.5, 0.5]),
+        (StepSchedule(2, 0.2, [1, 5], [0.5, 1.0]), [0.2, 0.5]),
+        (StepSchedule(1, 0.2, [1, 2], [0.5, 1.0]), [1.0]),
+    ],
+)
+def test_thresholds_by_epoch(schedule, expected):
+    assert at_epochs(schedule, len(expected)) == expected
+    assert [schedule.upper_bound(i / len(expected)) for i in range(len(expected))] == [
+        schedule.threshold(i / len(expected)) for i in range(len(expected))
+    ]
+    assert not schedule.adaptive
+
+
+def test_between_epochs_the_threshold_goes_on_rising():
+    schedule = LinearSchedule(5, 0.2, 1.0)
+    assert schedule.threshold(0.1) == pytest.approx(0.3)
+    assert schedule.threshold(0.95) == schedule.threshold(1.0) == 1.0
+
+
+def performance(**arguments):
+    return PerformanceSchedule(
+        **{"epochs": 10, "start_threshold": 0.2, "adaptation_rate": 0.1, "performance_window": 4, **arguments}
+    )
+
+
+def test_performance_follows_the_loss():
+    schedule = performance(full_at=1.0)
+    losses = [5.0, 4.0, 3.0, 3.5, 3.6, 3.9, 1.0]
+    # window: 5 | 5 4 | 5 3 | (5 4)(3 3.5) | (4 3)(3.5 3.6) | (3 3.5)(3.6 3.9) | (3.5 3.6)(3.9 1.0)
+    expected = [0.2, 0.2, 0.3, 0.4, 0.5, 0.4, 0.3, 0.4]
+    history = [((i + 1) / 20, loss) for i, loss in enumerate(losses)]
+    found = [schedule.threshold(i / 20, history[:i]) for i in range(len(losses) + 1)]
+    assert found == pytest.approx(expected)
+    assert schedule.adaptive
+
+
+def test_performance_stays_within_its_bounds_and_ends_full():
+    falling = [(i / 100, 5.0 - i / 100) for i in range(100)]
+    rising = [(i / 100, 5.0 + i / 100) for i in range(100)]
+    schedule = performance(end_threshold=0.45)
+    assert schedule.threshold(0.5, falling) == 0.45
+    assert schedule.threshold(0.5, rising) == 0.2
+    assert schedule.threshold(0.59, rising) == 0.2
+    assert schedule.threshold(0.6, rising) == schedule.threshold(1.0, rising) == 0.45
+    assert schedule.upper_bound(0.0) == 0.45
+
+
+def test_performance_up_and_down_is_exactly_where_it_was():
+    schedule = performance(performance_window=2, full_at=1.0)
+    history = [(0.0, 3.0)]
+    for i in range(40):
+        history.append((0.0, 2.0 if i % 2 == 0 else 3.0))
+    assert schedule.threshold(0.5, history) == 0.2
+
+
+def test_performance_holds_still_during_warmup():
+    schedule = performance(warmup_epochs=3, performance_window=2)
+    history = [(0.1, 5.0), (0.2, 4.0), (0.29, 3.0)]
+    assert schedule.threshold(0.29, history) == 0.2
+    assert schedule.threshold(0.4, [*history, (0.4, 2.0)]) == pytest.approx(0.3)
+    assert schedule.upper_bound(0.2) == 0.2
+    assert schedule.upper_bound(0.3) == 1.0
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 1}, {"warmup_epochs": 10}])
+def test_performance_of_one_epoch_or_all_warmup_is_full(arguments):
+    assert performance(**arguments).threshold(0.0) == 1.0
+    assert performance(**arguments).upper_bound(0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "window", "expected"),
+    [
+        ([], 4, None),
+        ([3.0], 4, None),
+        ([3.0, 2.0], 4, True),
+        ([2.0, 2.0], 4, False),
+        ([2.0, 9.0, 1.0], 4, True),  # the middle one belongs to no half
+        ([9.0, 9.0, 1.0, 2.0], 2, False),  # only the window counts
+        ([2.0, float("nan")], 4, False),
+        ([float("inf"), 2.0], 4, True),
+    ],
+)
+def test_improved(losses, window, expected):
+    assert improved(losses, window) is expected
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LinearSchedule(10, 1.5), r"curriculum.schedule.start_threshold must be in \(0, 1\], got 1.5"),
+        (lambda: LinearSchedule(10, 0), "start_threshold"),
+        (lambda: LinearSchedule(10, float("nan")), "start_threshold"),
+        (lambda: LinearSchedule(10, "half"), "start_threshold"),
+        (lambda: LinearSchedule(10, True), "start_threshold"),
+        (lambda: LinearSchedule(10, 0.2, 1.01), "end_threshold"),
+        (lambda: LinearSchedule(10, 0.8, 0.5), "start_threshold must not exceed end_threshold"),
+        (lambda: LinearSchedule(10, warmup_epochs=11), "warmup_epochs"),
+        (lambda: LinearSchedule(10, warmup_epochs=-1), "warmup_epochs"),
+        (lambda: LinearSchedule(0), "epochs"),
+        (lambda: RootSchedule(10, power=0), "power"),
+        (lambda: StepSchedule(10, 0.2, [1, 2], [0.5]), "same length"),
+        (lambda: StepSchedule(10, 0.2, [], []), "same length"),
+        (lambda: StepSchedule(10, 0.2, [2, 2], [0.5, 1.0]), "step_epochs must ascend"),
+        (lambda: StepSchedule(10, 0.2, [1, 2], [0.5, 0.4]), "step_thresholds must never fall"),
+        (lambda: StepSchedule(10, 0.6, [1, 2], [0.5, 1.0]), "step_thresholds must never fall"),
+        (lambda: StepSchedule(10, 0.2, [1], [1.5]), r"step_thresholds\[0\]"),
+        (lambda: PerformanceSchedule(10, adaptation_rate=0), "adaptation_rate"),
+        (lambda: PerformanceSchedule(10, performance_window=1), "performance_window"),
+        (lambda: PerformanceSchedule(10, performance_window=2.5), "performance_window"),
+        (lambda: PerformanceSchedule(10, full_at=2), "full_at"),
+    ],
+)
+def test_bad_arguments_are_named(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+shares = st.floats(0.001, 1.0)
+
+
+@given(
+    st.sampled_from(GROWING),
+    st.integers(1, 60),
+    shares,
+    shares,
+    st.floats(0, 1),
+    st.lists(st.floats(0, 1), max_size=20),
+)
+def test_growing_schedules(kind, epochs, a, b, warmup, points):
+    s, e = sorted((a, b))
+    schedule = kind(epochs, s, e, warmup_epochs=warmup * epochs)
+    values = [schedule.threshold(p) for p in sorted(points)]
+    assert values == sorted(values)
+    assert all(s <= c <= e for c in values)
+    assert schedule.threshold((epochs - 1) / epochs) == schedule.threshold(1 - 1 / epochs) == e
+    if warmup < 1 and epochs > 1:
+        assert schedule.threshold(0.0) == s
+
+
+@given(st.lists(st.floats(0, 20), max_size=30), st.floats(0, 0.59), st.integers(2, 6), st.floats(0.01, 1))
+def test_performance_within_bounds(losses, progress, window, rate):
+    schedule = performance(end_threshold=0.9, performance_window=window, adaptation_rate=rate)
+    history = [(progress * i / len(losses), loss) for i, loss in enumerate(losses)]
+    assert 0.2 <= schedule.threshold(progress, history) <= 0.9
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_fragments_hold_every_argument_and_its_default(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    fragment = yaml.safe_load(text)
+    target = fragment.pop("_target_")
+    assert target.rpartition(".")[0] == module.__name__
+    parameters = inspect.signature(getattr(module, target.rpartition(".")[2])).parameters
+    assert list(fragment) == list(parameters)
+    assert fragment.pop("epochs", "${trainer.epochs}") == "${trainer.epochs}"
+    for key, value in fragment.items():
+        default = parameters[key].default
+        assert value == (list(default) if isinstance(default, tuple) else default)
