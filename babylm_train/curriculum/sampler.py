@@ -110,7 +110,8 @@ class CurriculumTrainingManager:
     def _fix_budget(self, max_steps: int | None) -> None:
         per_epoch = [int(self.cumulative_targets[-1])] * self.epochs
         if self.pacing == "single_pass":
-            bounds = [self.schedule.upper_bound(self.progress(epoch)) for epoch in range(self.epochs)]
+            at = [self.progress(epoch) for epoch in range(self.epochs)]
+            bounds = [min(self.schedule.upper_bound(p), self.strategy.upper_bound(p)) for p in at]
             per_epoch = [int(self.cumulative_targets[self.admitted(c, quiet=True) - 1]) for c in bounds]
         updates = [self._updates(n) for n in per_epoch]
         if self.pacing == "matched" and max_steps:

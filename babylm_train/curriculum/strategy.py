@@ -57,6 +57,10 @@ class Curriculum:
         """The strategy's own share of the data in (0, 1], or None where only the schedule decides."""
         return None
 
+    def upper_bound(self, progress: float) -> float:
+        """The largest threshold of its own that is possible: 1.0, it has none."""
+        return 1.0
+
     def update_difficulty_threshold(self, val_loss: float) -> float:
         """Only an adaptive strategy has a threshold to move.
 

@@ -48,9 +48,7 @@ class TokenizedSplit:
     unknown: int
 
 
-def tokenize(
-    split: Split, tokenizer: "PreTrainedTokenizerFast", *, cache_dir: str | Path
-) -> TokenizedSplit:
+def tokenize(split: Split, tokenizer: "PreTrainedTokenizerFast", *, cache_dir: str | Path) -> TokenizedSplit:
     """Encode `split`, or open what an earlier run stored. Text that spells a special token is encoded as text.
 
     Raises:

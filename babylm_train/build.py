@@ -1,0 +1,235 @@
+"""Composed configuration -> built objects."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from babylm_train import config as checks
+from babylm_train.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from babylm_train.data.corpus import Corpus
+    from babylm_train.trainer import Trainer, TrainerOptions
+
+UNKNOWN_LENGTH = 10**9  # updates, where a run's length is not known before its corpus is read
+
+
+@dataclass
+class Parts:
+    """What can be built before any data is read: cheap, and enough to find most mistakes."""
+
+    source: Any
+    tokenizer: Any
+    model: Any
+    objective: Any
+    optimizer: Any
+    scheduler: Any
+    precision: Any
+    curriculum: Any
+    options: TrainerOptions
+    logger: Any
+
+
+@dataclass
+class Run:
+    """A run, ready to train."""
+
+    trainer: Trainer
+    tokenizer: PreTrainedTokenizerFast
+    corpus: Corpus
+    config: dict[str, Any]
+    config_hash: str
+    name: str
+    study: str
+
+
+def parts(config: DictConfig) -> Parts:
+    """Instantiates every group and calls each partial once, on something small.
+
+    Raises:
+        InputError: naming the group or key.
+    """
+    checks.check_targets(checks.plain(config), checks.ALLOWED)
+    built = Parts(
+        source=_instantiate(config, "data"),
+        tokenizer=_instantiate(config, "tokenizer"),
+        curriculum=_instantiate(config, "curriculum"),
+        logger=_instantiate(config, "logger"),
+        scheduler=_instantiate(config, "scheduler"),
+        precision=_instantiate(config, "precision"),
+        objective=_instantiate(config, "objective"),
+        options=_instantiate(config, "trainer"),
+        optimizer=_instantiate(config, "optimizer"),
+        model=_instantiate(config, "model"),
+    )
+    _rehearse(built)
+    return built
+
+
+def _instantiate(config: DictConfig, group: str) -> Any:
+    for key, target in _targets(checks.plain(config)[group], group):
+        checks.resolve(target, key)
+    try:
+        return instantiate(config[group], _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        cause = error.__cause__ or error
+        if isinstance(cause, (TypeError, ValueError)):
+            message = re.sub(r"^[\w.]+\(\) ", "", str(cause).splitlines()[0])  # without `Class.__init__() `
+            raise InputError(f"{group}: {message}") from error
+        raise
+
+
+def _targets(node: Any, at: str) -> list[tuple[str, str]]:
+    if isinstance(node, list):
+        return [t for i, value in enumerate(node) for t in _targets(value, f"{at}[{i}]")]
+    if not isinstance(node, dict):
+        return []
+    own = [(at, node["_target_"])] if "_target_" in node else []
+    return own + [t for key, value in node.items() for t in _targets(value, f"{at}.{key}")]
+
+
+def _rehearse(built: Parts) -> None:
+    """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    try:
+        optimizer = built.optimizer([weight])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
+    try:
+        built.scheduler(optimizer, built.options.max_steps or UNKNOWN_LENGTH)
+    except TypeError as error:
+        raise InputError(f"scheduler: {error}") from error
+    config = built.model.keywords.get("config")
+    if config is not None:
+        try:
+            config()
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model.config: {str(error).splitlines()[0]}") from error
+
+
+def device_of(options: TrainerOptions) -> torch.device:
+    """`auto`: the accelerator if there is one, else the CPU.
+
+    Raises:
+        InputError: a device that this machine or this torch does not have.
+    """
+    import torch
+
+    if options.device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"trainer.device={options.device} is not available: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seeds Python, NumPy and torch; `deterministic` refuses operations that could differ from run to run."""
+    import os
+
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - what a user's code may draw from
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -> Run:
+    """Reads the data and builds the run.
+
+    Args:
+        config: composed. directory: of the run; nothing is written to it here. built: from `parts`.
+        should_stop: asked after each update, see Trainer.
+
+    Raises:
+        InputError: the corpus, the tokenizer or a length does not fit.
+    """
+    import transformers
+
+    from babylm_train.curriculum.scores import difficulty
+    from babylm_train.data.corpus import describe
+    from babylm_train.data.tokens import tokenize
+    from babylm_train.model import count_parameters
+    from babylm_train.optimizer import parameter_groups
+    from babylm_train.tokenizer import load_tokenizer, tokenizer_fingerprint, tokenizer_report
+    from babylm_train.trainer import Trainer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options, source = built.options, built.source
+    corpus = source.load()
+    print(describe(corpus), flush=True)
+    tokenizer = load_tokenizer(built.tokenizer, corpus, source.cache_dir)
+    tokenizer.model_max_length = source.max_length
+    train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
+    print(tokenizer_report(tokenizer, train, recipe=built.tokenizer), flush=True)
+
+    curriculum = built.curriculum.begin(
+        difficulty(built.curriculum.strategy, corpus.train, corpus.train_fingerprint, source.cache_dir),
+        train.words,
+        np.diff(train.offsets),
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        targets_per_update=options.batch_size * options.gradient_accumulation_steps * source.max_length,
+        max_length=source.max_length,
+    )
+    seed_everything(config.seed, options.deterministic)
+    try:
+        model = built.model(tokenizer=tokenizer, max_length=source.max_length)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    model.to(device_of(options))
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    print(
+        f"model: {count_parameters(model):,} parameters on {model.device}; {curriculum.total_updates:,} updates",
+        flush=True,
+    )
+    decay = built.optimizer.keywords.get("weight_decay", 0.0)
+    optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
+    values = checks.plain(config)
+    hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    trainer = Trainer(
+        model=model,
+        objective=built.objective,
+        optimizer=optimizer,
+        scheduler=built.scheduler(optimizer, curriculum.total_updates),
+        precision=built.precision,
+        curriculum=curriculum,
+        train=train,
+        validation=validation,
+        max_length=source.max_length,
+        options=options,
+        directory=directory,
+        logger=built.logger,
+        identity={"hashes": hashes, "config": checks.essential(values)},
+        should_stop=should_stop,
+    )
+    return Run(trainer, tokenizer, corpus, values, checks.config_hash(config), directory.name, config.study)
+
+
+def saved_config(config: DictConfig) -> str:
+    """The composed configuration as YAML; interpolations stay unresolved, so no environment value is written."""
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]))

@@ -1,0 +1,123 @@
+"""The command line: checks first, then Hydra, then exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from babylm_train import config as checks
+from babylm_train.errors import InputError, RunError
+
+failures: list[RunError] = []  # of this process's jobs: a sweep goes on, and ends with an exit code that is not 0
+
+
+def main() -> None:
+    """Entry point of `python -m babylm_train` and `babylm-train`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as exceptions, and leave as one line
+    checks.register_resolvers()
+    sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
+    try:
+        args = get_args_parser().parse_args()
+        if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
+            configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
+            _check_values(configs)
+        task()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(InputError(checks.explain(error, sys.argv[1:])))
+    except RunError as error:
+        fail(error)
+    if failures:
+        sys.exit(failures[0].exit_code)
+
+
+def fail(error: RunError) -> None:
+    """One line on standard error, and the exit code of its kind."""
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _one_line(error: RunError) -> str:
+    return " ".join(str(error).split())
+
+
+def _check_values(configs: list[DictConfig]) -> None:
+    """Builds what is cheap of every configuration, so that a mistake is found before anything is written."""
+    from babylm_train import build
+    from babylm_train.record import find_checkpoint
+
+    for config in configs:
+        if config.resume is not None:
+            find_checkpoint(config.resume)
+        build.parts(config)
+
+
+@hydra.main(config_path=str(checks.CONF), config_name="config", version_base="1.3")
+def task(config: DictConfig) -> float:
+    """One job: returns its best validation loss, infinity if it failed."""
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    multirun = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    config_hash = checks.config_hash(config)
+    try:
+        return _job(config, directory, config_hash)["val_loss"]
+    except RunError as error:
+        from babylm_train.run import record_failure
+
+        if (directory / "config.yaml").exists():
+            record_failure(directory, error, config_hash)
+        print(f"error: {f'{directory.name}: ' if multirun else ''}{_one_line(error)}", file=sys.stderr)
+        failures.append(error)
+        return math.inf
+
+
+def _job(config: DictConfig, directory: Path, config_hash: str) -> dict[str, Any]:
+    from babylm_train import build
+    from babylm_train.run import claimed, execute, preemptible, table
+
+    with claimed(directory):
+        _refuse_other(config, directory)
+        done = finished(directory, config_hash)
+        if done is not None:
+            print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
+            return done
+        with preemptible() as should_stop:
+            built = build.parts(config)
+            run = build.build(config, directory, built, should_stop)
+            (directory / "config.yaml").write_text(build.saved_config(config), encoding="utf8")
+            result = execute(run, directory, config.resume)
+    print(f"{directory}\n{table(result)}", flush=True)
+    return result
+
+
+def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:
+    """The result of a run that ended as planned with this very configuration."""
+    path = directory / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf8"))
+    return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
+
+
+def _refuse_other(config: DictConfig, directory: Path) -> None:
+    """A directory belongs to one configuration.
+
+    Raises:
+        InputError: it holds a run of another one; names what differs.
+    """
+    from babylm_train.checkpoint import refuse_other
+
+    path = directory / "config.yaml"
+    if not path.exists():
+        return
+    there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
+    refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))

@@ -1,0 +1,346 @@
+"""Checks on the composed configuration, before anything is instantiated or written."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from babylm_train.errors import InputError
+
+PACKAGED = Path(__file__).parent / "conf"
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+
+# What a `_target_` may name. Exact shapes, so that no alias (`babylm_train.checkpoint.os.system`) slips in; `resolve`
+# checks besides that the object was defined where its name says.
+ALLOWED = (
+    r"babylm_train(\.[a-z_]+)+\.[A-Za-z]\w*",
+    r"torch\.optim\.[A-Z]\w*",
+    r"transformers\.[A-Z]\w*Config",
+)
+HYDRA_ALLOWED = (
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
+    r"hydra_plugins\.hydra_(joblib|submitit)_launcher\.[\w.]+Launcher",
+    r"hydra_plugins\.hydra_optuna_sweeper\.[\w.]+Sweeper",
+    r"optuna\.samplers\.[A-Z]\w*",
+)
+LOGGING_CLASSES = r"logging\.(StreamHandler|FileHandler|NullHandler)"
+EXTRA = "BABYLM_ALLOW_TARGETS"  # module prefixes of a user's own classes, comma-separated
+
+FREE = ("study", "resume", "logger")  # top-level keys that do not change what a run computes
+FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
+
+
+def register_resolvers() -> None:
+    """Makes `${run_name:}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)
+
+
+def run_name(config: DictConfig) -> str:
+    """Directory name of a run: its overrides as readable ASCII, and a hash of its whole configuration.
+
+    The same configuration always has the same name and another one never shares it, so repeating a command resumes.
+    """
+    overrides = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(("study=", "resume="))]
+    readable = "_".join(_shorten(override) for override in overrides)[:100].strip("-_.") or "default"
+    return f"{readable}-{config_hash(config)[:8]}"
+
+
+def _shorten(override: str) -> str:
+    """`a/b.key=some/value` as key-value, with no sign that a shell or Hydra's grammar would read."""
+    key, _, value = override.partition("=")
+    key = re.split(r"[./]", key.lstrip("+"))[-1]
+    return re.sub(r"[^A-Za-z0-9.~-]+", "_", f"{key}-{value[-32:]}" if value else key).strip("_")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain types, resolved, without Hydra's own node."""
+    values = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]), resolve=True
+    )
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def essential(values: dict[str, Any]) -> dict[str, Any]:
+    """What determines the result: the configuration as `key.key: value`, without the keys that change nothing."""
+    leaves = dict(_leaves({k: v for k, v in values.items() if k not in FREE}))
+    return {k: v for k, v in leaves.items() if k not in FREE_LEAVES}
+
+
+def config_hash(config: DictConfig) -> str:
+    """sha256 of the essential configuration, 64 hexadecimal digits."""
+    text = json.dumps(essential(plain(config)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_command_line(
+    arguments: Sequence[str], config_name: str = "config", config_dir: str | None = None
+) -> list[DictConfig]:
+    """Composes what the command line asks for and checks it, one configuration a value of each sweep.
+
+    Returns:
+        The configurations, the plain run or the sweep's first job before the others.
+
+    Raises:
+        InputError: naming the key, with the nearest existing one where there is one.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise InputError(_first_line(error)) from error
+    with _composer(config_dir) as make:
+        swept = make(config_name, _spread(overrides)[0]).hydra.sweeper.get("params") or {}
+    given = {override.key_or_group for override in overrides}
+    if twice := [key for key in swept if key in given]:
+        raise InputError(f"{twice[0]} is swept by the experiment: change hydra.sweeper.params instead")
+    overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in swept.items()])
+    configs = []
+    for chosen in _spread(overrides):
+        with _composer(config_dir) as make:
+            config = make(config_name, chosen)
+            reference = make(config_name, _choices(config))
+        check(config, reference)
+        configs.append(config)
+    return configs
+
+
+def quoted(argument: str) -> str:
+    """`key=value`, its value in quotes where Hydra's grammar could not read it: a path in Devanagari, say."""
+    key, equals, value = argument.partition("=")
+    if not equals or value.isascii() or value[0] in "'\"[{(":
+        return argument
+    return key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def check(config: DictConfig, reference: DictConfig) -> None:
+    """Holds a composed configuration against the fragments it was composed from.
+
+    Args:
+        config: as composed, with its `hydra` node. reference: the same choices without any value overridden.
+
+    Raises:
+        InputError: a `_target_` that is not allowed, an unknown key, a wrong type, a value that is not set.
+    """
+    try:
+        values, known = plain(config), plain(reference)
+        hydra = OmegaConf.to_container(config.hydra, resolve=False) if "hydra" in config else {}
+    except OmegaConfBaseException as error:
+        raise InputError(_first_line(error)) from error
+    check_targets(values, ALLOWED)
+    check_targets(hydra, ALLOWED + HYDRA_ALLOWED, "hydra")
+    _check_keys(values, known, ())
+    missing = sorted(key for key, value in _leaves(values) if value == "???")
+    if missing:
+        raise InputError(f"{missing[0]} is not set: give {missing[0]}=...")
+
+
+def check_targets(node: Any, allowed: tuple[str, ...], at: str = "") -> None:
+    """Refuses every `_target_` in `node`, however deep, that is not on the list.
+
+    Raises:
+        InputError: naming the key and the target.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{at}.{key}" if at else str(key)
+            if key in ("_target_", "()") or (at.startswith("hydra") and key == "class"):
+                patterns = (LOGGING_CLASSES,) if key == "class" else () if key == "()" else allowed + _extra()
+                if not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
+                    raise InputError(
+                        f"{here}={value} is not allowed: see SECURITY in the README for what may be named there"
+                    )
+            else:
+                check_targets(value, allowed, here)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check_targets(value, allowed, f"{at}[{index}]")
+
+
+def resolve(target: str, key: str) -> Any:
+    """The class or function an allowed `_target_` names, only if it was defined under that name.
+
+    Raises:
+        InputError: there is no such object, or the name is an alias of something else.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{key}._target_={target} does not exist: {error}") from error
+    home = getattr(found, "__module__", None) or ""
+    if not callable(found) or not (home == module or home.startswith(module + ".")):
+        raise InputError(f"{key}._target_={target} is not allowed: it is {home}.{getattr(found, '__name__', found)}")
+    return found
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """One line for an error of Hydra's or OmegaConf's, with the nearest existing name."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        name = (error.missing_cfg_file or "").removesuffix(".yaml")
+        group, _, option = name.rpartition("/")
+        return (
+            f"{group}={option}: no such option{_nearest(option, error.options)} (there are {', '.join(error.options)})"
+        )
+    message = _first_line(error)
+    found = re.search(
+        r"Could not (?:override|append to config|delete from config)\.?,? '([^']+)'", message
+    ) or re.search(r"Could not override '([^']+)'", message)
+    if found:
+        with _composer(None) as make:
+            config = make("config", [])
+            known = [key for key, _ in _leaves(plain(config))]
+            groups = [g for g in config.hydra.runtime.choices if not g.startswith("hydra")]
+        key = found.group(1).split("@")[0]
+        return f"{key}: no such key or group{_nearest(key, [*known, *groups])}"
+    return message
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ...]) -> None:
+    for key, value in node.items():
+        here = ".".join((*path, str(key)))
+        if key in ("_target_", "_partial_", "_convert_"):
+            continue
+        if key not in known:
+            _check_argument(node, key, here, known)
+        elif isinstance(known[key], dict):
+            if not isinstance(value, dict):
+                raise InputError(f"{here} is a group of keys ({', '.join(map(str, known[key]))}), got {value!r}")
+            if value.get("_target_") == known[key].get("_target_"):
+                _check_keys(value, known[key], (*path, str(key)))
+        elif value != known[key]:
+            _check_type(here, value, known[key], _annotation(node, key, here) if None in (value, known[key]) else "")
+
+
+def _check_argument(node: dict[str, Any], key: str, here: str, known: dict[str, Any]) -> None:
+    """A key that no fragment sets is fine if the node's target takes it."""
+    takes: list[str] = []
+    if "_target_" in node:
+        parameters = inspect.signature(resolve(node["_target_"], here.rpartition(".")[0])).parameters
+        takes = [name for name in parameters if not name.startswith("_")]
+        if key in takes:
+            return
+    prefix = here.rpartition(".")[0]
+    nearest = _nearest(key, {*takes, *known} - {"_target_", "_partial_"})
+    raise InputError(f"{here}: unknown key{nearest.replace('mean ', f'mean {prefix}.' if prefix else 'mean ')}")
+
+
+def _annotation(node: dict[str, Any], key: str, here: str) -> str:
+    """The declared type of an argument whose default or value is null, as text; empty where nothing is declared."""
+    if "_target_" not in node:
+        return ""
+    parameter = inspect.signature(resolve(node["_target_"], here.rpartition(".")[0])).parameters.get(key)
+    return "" if parameter is None or parameter.annotation is inspect.Parameter.empty else str(parameter.annotation)
+
+
+def _check_type(key: str, value: Any, default: Any, annotation: str) -> None:
+    if value is None or default is None:
+        kinds = set(re.findall(r"None|Optional|int|float|str|bool|list|Sequence|tuple", annotation))
+        given = {type(None): {"None", "Optional"}, int: {"int", "float"}, list: {"list", "Sequence", "tuple"}}.get(
+            type(value), {type(value).__name__}
+        )
+        if value is not default and (kinds or value is None) and not kinds & given and value != "???":
+            raise InputError(f"{key} must be {' or '.join(sorted(kinds)) or type(default).__name__}, got {value!r}")
+        return
+    if "???" in (value, default):
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    wanted = {
+        bool: ("true or false", isinstance(value, bool)),
+        int: ("a whole number", number and float(value).is_integer() and not isinstance(value, float)),
+        float: ("a number", number),
+        str: ("text", isinstance(value, (str, list)) or number),
+        list: ("a list", isinstance(value, list)),
+    }.get(type(default))
+    if wanted and not wanted[1]:
+        raise InputError(f"{key} must be {wanted[0]}, got {value!r}")
+
+
+def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, node
+
+
+def _choices(config: DictConfig) -> list[str]:
+    chosen = OmegaConf.to_container(config.hydra.runtime.choices)
+    assert isinstance(chosen, dict)
+    groups = [
+        f"{group}={option}"
+        for group, option in ((str(group), option) for group, option in chosen.items())
+        if option is not None and group != "experiment" and not group.startswith("hydra/")
+    ]
+    return groups + [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath")]
+
+
+def _spread(overrides: list[Override]) -> list[list[str]]:
+    """The first job of a sweep, then one variation a further value of each swept key."""
+    values: list[list[str]] = []
+    for override in overrides:
+        if override.is_sweep_override() and override.is_discrete_sweep():
+            key = override.input_line.partition("=")[0] if override.input_line else override.get_key_element()
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():
+            values.append([override.input_line or ""])
+    first = [options[0] for options in values]
+    rest = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
+    return [first, *rest]
+
+
+class _composer:
+    """A context in which configurations can be composed, whatever Hydra was doing before."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self.extra = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
+
+    def __enter__(self) -> Any:
+        register_resolvers()
+        self.before = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        self.context = initialize_config_dir(str(CONF), version_base="1.3")
+        self.context.__enter__()
+        return self._compose
+
+    def _compose(self, name: str, overrides: list[str]) -> DictConfig:
+        try:
+            return compose(name, [*self.extra, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: `group=3`
+            if overrides:
+                raise InputError(explain(error, overrides)) from error
+            raise
+
+    def __exit__(self, *_: Any) -> None:
+        self.context.__exit__(None, None, None)
+        GlobalHydra.instance().hydra = self.before
+
+
+def _extra() -> tuple[str, ...]:
+    prefixes = [p.strip().rstrip(".") for p in os.environ.get(EXTRA, "").split(",") if p.strip()]
+    return tuple(re.escape(p) + r"(\.\w+)*" for p in prefixes)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,144 @@
+"""From an epoch's order of documents to rows: a gather from the memory-mapped tokens, nothing is copied ahead of time.
+
+The stream of an epoch is its documents one after the other, each stored as [mark] + tokens. Position i of the stream
+predicts position i + 1, so every token, and the mark that closes each document, is a target exactly once; row r covers
+the positions r * max_length ... (r + 1) * max_length, overlapping the next row by the one token that both need.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from babylm_train.types import IGNORE, Batch, EpochSlice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from babylm_train.data.tokens import TokenizedSplit
+
+
+class PackedRows:
+    """The rows of one epoch slice.
+
+    Args:
+        split: the tokens of the training documents.
+        part: order and number of targets of the slice.
+        max_length: targets a row.
+
+    Only the slice's last row can be incomplete; it is filled up with ignored targets, so no token is lost.
+    """
+
+    def __init__(self, split: TokenizedSplit, part: EpochSlice, max_length: int) -> None:
+        self.split, self.part, self.max_length = split, part, max_length
+        lengths = split.offsets[part.order + 1] - split.offsets[part.order]
+        self.begin = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of each document in the stream
+        self.rows = -(-part.targets // max_length)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def batch(self, first: int, rows: int) -> Batch:
+        """The rows first ... first + rows - 1 (fewer at the slice's end)."""
+        import torch
+
+        rows = min(rows, self.rows - first)
+        length, start, end = self.max_length, self.part.start, self.part.start + self.part.targets
+        at = start + (first + np.arange(rows))[:, None] * length + np.arange(length + 1)
+        valid = at[:, 1:] <= end
+        document = np.searchsorted(self.begin, np.minimum(at, end), side="right") - 1
+        beyond = document == len(self.part.order)  # the mark that closes the stream's last document
+        document = np.minimum(document, len(self.part.order) - 1)
+        source = self.split.offsets[self.part.order[document]] + np.minimum(at, end) - self.begin[document]
+        source = np.where(beyond, self.split.offsets[0], source)  # every document begins with the mark
+        tokens = np.asarray(self.split.ids[source], dtype=np.int64)
+        tokens[:, 1:][~valid] = self.split.eos
+        position = np.minimum(at - self.begin[document], np.arange(length + 1))[:, :-1]
+        position[at[:, :-1] >= end] = 0  # filling: a document of its own at each position
+        return Batch(
+            inputs=torch.from_numpy(tokens[:, :-1].copy()),
+            targets=torch.from_numpy(np.where(valid, tokens[:, 1:], IGNORE)),
+            position_ids=torch.from_numpy(position),
+            tokens=int(valid.sum()),
+            words=int(self.split.word_starts[source[:, 1:][valid]].sum(dtype=np.int64)),
+            epoch=self.part.epoch,
+            first_row=first,
+        )
+
+    def update(self, index: int, micro_rows: int, micro_batches: int) -> list[Batch]:
+        """The micro-batches of one update; the slice's last update may have fewer, and a smaller last one."""
+        first = index * micro_rows * micro_batches
+        last = min(first + micro_rows * micro_batches, self.rows)
+        return [self.batch(row, min(micro_rows, last - row)) for row in range(first, last, micro_rows)]
+
+
+class EvaluationRows:
+    """Every target of a text exactly once, in windows that begin where their document begins.
+
+    A document of n stored tokens has n targets, cut into windows of at most `max_length`; windows are packed whole into
+    rows (best fit, longest first), isolated from each other, so the loss depends on the text alone and not on
+    neighbours, order or batch size.
+    """
+
+    def __init__(self, split: TokenizedSplit, max_length: int) -> None:
+        self.split, self.max_length = split, max_length
+        self.tokens = int(split.offsets[-1])
+        self.words, self.bytes = int(split.words.sum()), int(split.bytes.sum())
+        self.windows = _pack(split.offsets, max_length)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batches(self, rows: int) -> Iterator[Batch]:
+        """Batches of up to `rows` rows."""
+        import torch
+
+        for first in range(0, len(self.windows), rows):
+            part = self.windows[first : first + rows]
+            shape = (len(part), self.max_length)
+            inputs = np.full(shape, self.split.eos, dtype=np.int64)
+            targets = np.full(shape, IGNORE, dtype=np.int64)
+            positions = np.zeros(shape, dtype=np.int64)
+            for row, windows in enumerate(part):
+                column = 0
+                for start, length, closes in windows:
+                    ids = self.split.ids[start : start + length + (not closes)].astype(np.int64)
+                    here = slice(column, column + length)
+                    inputs[row, here] = ids[:length]
+                    targets[row, here] = np.append(ids[1:], self.split.eos) if closes else ids[1:]
+                    positions[row, here] = np.arange(length)
+                    column += length
+            yield Batch(
+                inputs=torch.from_numpy(inputs),
+                targets=torch.from_numpy(targets),
+                position_ids=torch.from_numpy(positions),
+                tokens=int((targets != IGNORE).sum()),
+                words=0,
+                first_row=first,
+            )
+
+
+def _pack(offsets: np.ndarray, max_length: int) -> list[list[tuple[int, int, bool]]]:
+    """Windows (first token, length, closes its document) by row: best fit, longest first."""
+    windows = [
+        (start, min(max_length, int(end) - start), start + max_length >= end)
+        for begin, end in pairwise(offsets)
+        for start in range(int(begin), int(end), max_length)
+    ]
+    windows.sort(key=lambda w: (-w[1], w[0]))
+    rows: list[list[tuple[int, int, bool]]] = []
+    room: list[tuple[int, int]] = []  # (free places, row), ascending
+    for window in windows:
+        place = bisect_left(room, (window[1], -1))
+        if place == len(room):
+            rows.append([])
+            free, row = max_length, len(rows) - 1
+        else:
+            free, row = room.pop(place)
+        rows[row].append(window)
+        if free > window[1]:
+            insort(room, (free - window[1], row))
+    return rows

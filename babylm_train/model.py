@@ -1,0 +1,75 @@
+"""From a transformers configuration to a model with fresh weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.functional import dropout as drop
+
+from babylm_train.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def causal_lm(
+    config: Callable[..., PreTrainedConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    dropout: float,
+    attention_dropout: float,
+) -> PreTrainedModel:
+    """A decoder with freshly drawn weights (from torch's global generator).
+
+    Args:
+        config: a transformers configuration class with its sizes bound; vocabulary, context, dropout and special tokens
+            are filled in here.
+        tokenizer: gives vocabulary size and special token ids.
+        max_length: positions the model is built for.
+        dropout: on the embeddings and on each attention's and MLP's output, in [0, 1).
+        attention_dropout: on the attention weights, in [0, 1).
+
+    Raises:
+        InputError: a dropout is out of range.
+    """
+    from transformers import AutoModelForCausalLM
+
+    for name, value in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+        if not 0 <= value < 1:
+            raise InputError(f"model.{name} must be in [0, 1), got {value}")
+    known = inspect.signature(getattr(config, "func", config)).parameters
+    own_dropout = "resid_pdrop" in known
+    names = ("n_positions", "attn_pdrop") if own_dropout else ("max_position_embeddings", "attention_dropout")
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        **dict(zip(names, (max_length, attention_dropout), strict=True)),
+    }
+    if own_dropout:
+        sizes |= {"resid_pdrop": dropout, "embd_pdrop": dropout}
+    tokens = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")}
+    model = AutoModelForCausalLM.from_config(config(**sizes, **tokens), attn_implementation="sdpa")
+    if not own_dropout and dropout:
+        add_residual_dropout(model, dropout)
+    return model
+
+
+def add_residual_dropout(model: nn.Module, p: float) -> None:
+    """Dropout in training after the embedding, each attention's `o_proj` and each MLP's `down_proj`.
+
+    Hooks, not modules, so that names of weights and the exported model stay those of the plain architecture.
+    """
+
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return drop(output, p, module.training)
+
+    for name, module in model.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            module.register_forward_hook(hook)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,220 @@
+"""One run from start to result: claim the directory, restore, train, export, write down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from babylm_train.checkpoint import load
+from babylm_train.errors import InputError, RunError, StorageError
+from babylm_train.evaluate import PROMPTS, sample, score_pairs
+from babylm_train.model import count_parameters
+from babylm_train.plan import exposure_so_far, plan_of
+from babylm_train.record import find_checkpoint, write_json
+
+if TYPE_CHECKING:
+    from babylm_train.build import Run
+    from babylm_train.trainer import Trainer
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Holds the run's directory; one that was empty is gone again if the run was refused.
+
+    Raises:
+        InputError: another process is running in it. StorageError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{directory} is in use by another run") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {directory}: {error.strerror}") from error
+    try:
+        yield
+    except InputError:
+        if os.listdir(directory) == [LOCK]:
+            (directory / LOCK).unlink()
+            directory.rmdir()
+        raise
+    finally:
+        lock.release()
+        (directory / LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def preemptible() -> Iterator[Callable[[], bool]]:
+    """A question, `should I stop?`, that SIGTERM and SIGUSR1 answer with yes; the handlers are put back afterwards."""
+    asked = threading.Event()
+    old = {}
+    if threading.current_thread() is threading.main_thread():
+        old = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def execute(run: Run, directory: Path, resume: str | None) -> dict[str, Any]:
+    """Trains `run` to its end in `directory` and writes result.json; returns what it holds.
+
+    Raises:
+        RunError: as its kind says; result.json then holds its status and cause, the checkpoints stay.
+    """
+    trainer = run.trainer
+    size = 12 * count_parameters(trainer.model)
+    trainer.checkpoints.check(size)
+    plan = plan_of(run)
+    print(plan.table(), flush=True)
+    write_json(directory / "plan.json", plan.as_dict())
+    restore(trainer, directory, resume)
+    state = trainer.state
+    if state.update:
+        print(f"resumed at update {state.update} of {trainer.curriculum.total_updates}", flush=True)
+    state.run_id = trainer.logger.start(
+        directory, name=run.name, group=run.study, config=run.config, run_id=state.run_id, step=state.update
+    )
+    try:
+        trainer.train()
+        result = {**summary(run), **finish(run, directory)}
+    except RunError as error:
+        trainer.logger.finish({"status": type(error).__name__}, exit_code=error.exit_code)
+        raise
+    trainer.record.curves()
+    trainer.record.result(result)
+    trainer.logger.finish({k: v for k, v in result.items() if isinstance(v, (int, float, str))})
+    return result
+
+
+def restore(trainer: Trainer, directory: Path, resume: str | None) -> None:
+    """Loads the newest checkpoint of `directory` that verifies, or the one `resume` names; neither: a fresh start.
+
+    Raises:
+        InputError: `resume` names no checkpoint, or one of another run.
+    """
+    own = trainer.checkpoints.newest()
+    if resume is not None:
+        path = find_checkpoint(resume)
+        inside = path.resolve().is_relative_to(directory.resolve())
+        if inside:
+            own = path, load(path)
+        elif own is None:
+            content = load(path)
+            trainer.check_compatible(content)
+            _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
+            own = path, content
+    if own is not None:
+        trainer.load_checkpoint(own[1])
+
+
+def _copy_record(source: Path, target: Path, size: int) -> None:
+    try:
+        data = source.read_bytes()[:size]
+    except OSError as error:
+        raise InputError(f"resume: the checkpoint's record {source} cannot be read: {error.strerror}") from error
+    if len(data) < size:
+        raise InputError(f"resume: {source} has {len(data)} bytes, its checkpoint was taken at byte {size}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+
+
+def finish(run: Run, directory: Path) -> dict[str, Any]:
+    """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
+    trainer, model = run.trainer, run.trainer.model
+    if trainer.options.export == "best" and trainer.state.best_update != trainer.state.update:
+        model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)["model"])
+    final = trainer.evaluate()
+    export(run, directory / "model")
+    samples = sample(model, run.tokenizer, seed=run.config["seed"])
+    pairs = score_pairs(model, run.tokenizer, run.corpus.pairs) if run.corpus.pairs else {}
+    values: dict[str, Any] = {
+        "val_loss": final.loss,
+        "perplexity": final.perplexity,
+        "bits_per_byte": final.bits_per_byte,
+        "word_perplexity": final.word_perplexity,
+    }
+    if pairs:
+        values["pairs"] = pairs
+    return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
+
+
+def export(run: Run, folder: Path) -> None:
+    """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        run.trainer.model.save_pretrained(aside)
+        run.tokenizer.save_pretrained(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Status and budget of a run that ended, and the software it ran on."""
+    import torch
+    import transformers
+
+    trainer, state = run.trainer, run.trainer.state
+    device = trainer.device
+    return {
+        "status": "finished",
+        "stopped_early": state.stopped,
+        "updates": state.update,
+        "planned_updates": trainer.curriculum.total_updates,
+        "best_update": state.best_update,
+        "tokens": state.tokens,
+        "words": state.words,
+        "skipped": state.skipped,
+        "train_loss": state.train_loss,
+        "parameters": count_parameters(trainer.model),
+        "exposures": asdict(exposure_so_far(trainer.curriculum, state.update)),
+        "config_hash": run.config_hash,
+        "hashes": trainer.identity["hashes"],
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as it is printed."""
+    names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")
+    lines = [f"  {name:<18}{_show(result[name])}" for name in names]
+    lines += [f"  {'pairs ' + name:<18}{share:.1%}" for name, share in result.get("pairs", {}).items()]
+    texts = zip(PROMPTS, result["samples"], strict=True)
+    return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
+
+
+def _show(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+
+
+def record_failure(directory: Path, error: RunError, config_hash: str) -> None:
+    """result.json of a run that failed after it had begun."""
+    status = {3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}.get(error.exit_code, "failed")
+    with contextlib.suppress(StorageError):  # the disk may be what failed
+        write_json(directory / "result.json", {"status": status, "cause": str(error), "config_hash": config_hash})

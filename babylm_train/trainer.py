@@ -1,0 +1,375 @@
+"""The training loop: one clock (applied updates), one state (RunState), the same path for every choice in conf/."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_other, rng_state, set_rng_state
+from babylm_train.data.packing import EvaluationRows, PackedRows
+from babylm_train.data.tokens import TokenizedSplit
+from babylm_train.errors import DivergedError, InputError, OutOfMemory, PreemptedError
+from babylm_train.evaluate import evaluate
+from babylm_train.record import Record
+from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, RunState
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 20  # overflows of fp16 in a row before the run counts as diverged
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop after `patience` evaluations in a row whose loss is not `min_delta` below the best so far; None: never."""
+
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("early_stopping.patience", self.patience is None or self.patience >= 1, "at least 1", self.patience)
+        _check("early_stopping.min_delta", self.min_delta >= 0, "at least 0", self.min_delta)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How long and how to train; rows and updates are the units, `*_every` counts updates.
+
+    epochs: slices of the budget; max_steps: updates in all (None: one pass over the corpus an epoch).
+    batch_size: rows a micro-batch. export: `best` or `last`, the weights that are kept as the result.
+    """
+
+    epochs: int
+    batch_size: int
+    max_steps: int | None = None
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float | None = 1.0
+    log_every: int = 10
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep_last: int = 2
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    device: str = "auto"
+    export: str = "best"
+    no_decay: tuple[str, ...] | list[str] = ("norm", "bias", "embedding")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "keep_last"):
+            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name in ("max_steps", "eval_every", "save_every"):
+            value = getattr(self, name)
+            _check(name, value is None or value >= 1, "at least 1, or null", value)
+        _check("max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "positive", self.max_grad_norm)
+        _check("export", self.export in ("best", "last"), "best or last", self.export)
+
+
+class Trainer:
+    """Trains one model on one curriculum.
+
+    Args:
+        model, objective, optimizer, scheduler, precision: what is trained, and how; the scheduler steps once an update.
+        curriculum: a CurriculumTrainingManager whose `begin` was called.
+        train, validation: tokens of the two splits. max_length: targets a row.
+        options: how long, how much at a time, what is kept.
+        directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
+        identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
+        should_stop: asked after each update; True saves the state and raises PreemptedError.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        precision: Precision,
+        curriculum: Any,
+        train: TokenizedSplit,
+        validation: TokenizedSplit,
+        max_length: int,
+        options: TrainerOptions,
+        directory: Path,
+        logger: Logger,
+        identity: dict[str, Any] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.objective, self.optimizer, self.scheduler = model, objective, optimizer, scheduler
+        self.curriculum, self.options, self.logger = curriculum, options, logger
+        self.train_split, self.validation, self.max_length = train, EvaluationRows(validation, max_length), max_length
+        self.record = Record(directory)
+        self.checkpoints = Checkpoints(self.record.directory / "checkpoints", options.keep_last)
+        self.identity, self.should_stop = identity or {}, should_stop
+        self.device = next(model.parameters()).device
+        self.precision, self.scaler = precision, precision.scaler(self.device)
+        self.forward = torch.compile(model, dynamic=False) if options.compile else model
+        self.state = RunState()
+        self.saved_at = -1
+        self.bar = tqdm(disable=True)
+        self.seconds_before, self.began = 0.0, time.perf_counter()
+        self.mark, self.mark_tokens = self.began, 0  # of the last line in timings.jsonl
+
+    def train(self) -> RunState:
+        """Trains to the end of the budget, or until early stopping; goes on from the state that was loaded.
+
+        Raises:
+            DivergedError: a loss is not finite, or fp16 overflowed 20 times in a row.
+            PreemptedError: `should_stop` asked for it; the state is saved.
+            StorageError, OutOfMemory: as they say.
+        """
+        state, total = self.state, self.curriculum.total_updates
+        if state.update == 0:
+            self.record.start()
+        self.began = self.mark = time.perf_counter()
+        self.mark_tokens = state.tokens
+        with tqdm(desc="training", total=total, initial=state.update, unit="update", disable=None) as self.bar:
+            while state.epoch < self.curriculum.epochs and state.update < total and not state.stopped:
+                self.train_epoch()
+        return state
+
+    def train_epoch(self) -> None:
+        """Trains what is left of the current epoch: one slice of the budget."""
+        state, options = self.state, self.options
+        part = self.curriculum.prepare_epoch(state.epoch)
+        rows = PackedRows(self.train_split, part, self.max_length)
+        if state.epoch_update == 0:
+            self._log_epoch(part.threshold)
+        self.model.train()
+        for index in range(state.epoch_update, part.updates):
+            batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
+            lr = float(self.scheduler.get_last_lr()[0])
+            norm = self.update(batches)
+            last = index + 1 == part.updates or state.update == self.curriculum.total_updates
+            if last or state.update % options.log_every == 0:
+                self._log_update(part.threshold, lr, norm)
+            if last:
+                self._close_epoch()
+            improved = (last or _due(state.update, options.eval_every)) and self._validate()
+            names = [f"checkpoint_epoch_{state.epoch}.pt"] if last else []
+            if _due(state.update, options.save_every) or ((improved or state.stopped) and not last):
+                names.append(f"checkpoint_step_{state.update}.pt")
+            if names:
+                self.save_checkpoint(names + [BEST] * improved)
+            if last:
+                self._summarise_epoch()
+            if self.should_stop() and state.update < self.curriculum.total_updates:
+                if self.saved_at != state.update:
+                    self.save_checkpoint([f"checkpoint_step_{state.update}.pt"])
+                raise PreemptedError(f"preempted at update {state.update}: saved; the same command continues")
+            if state.stopped or last:
+                break
+
+    def update(self, batches: list[Batch]) -> float:
+        """One optimizer step on the gradient of the mean loss over all valid targets of `batches`.
+
+        The micro-batches' summed losses are divided by the update's targets, so accumulation is exact however the
+        targets are spread. An fp16 overflow changes nothing but the loss scale, and the same batches are tried again.
+
+        Returns:
+            The gradient norm before clipping.
+        """
+        state, limit = self.state, self.options.max_grad_norm
+        targets = sum(batch.tokens for batch in batches)
+        for _ in range(MAX_SKIPPED):
+            nats = torch.zeros((), dtype=torch.float64, device=self.device)
+            with _memory_errors(batches[0]):
+                for batch in batches:
+                    ready = self.objective.prepare(batch).to(self.device)
+                    with self.precision.autocast(self.device):
+                        loss = self.objective(self.forward, ready)
+                    self.scaler.scale(loss / targets).backward()
+                    nats += loss.detach()
+            self.scaler.unscale_(self.optimizer)
+            norm = clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
+            finite = bool(torch.isfinite(norm) & torch.isfinite(nats))
+            if finite:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if finite and _due(state.update + 1, self.options.log_every):
+                self.logger.log_gradients(self.model, state.update + 1)
+            self.optimizer.zero_grad(set_to_none=True)
+            if finite:
+                self.scheduler.step()
+                self._count(batches, nats.item(), targets)
+                return norm.item()
+            if not self.scaler.is_enabled():
+                break
+            state.skipped += 1
+        rows = f"epoch {state.epoch + 1}, {sum(len(b.inputs) for b in batches)} rows from {batches[0].first_row}"
+        raise DivergedError(
+            f"update {state.update + 1} ({rows}): loss {nats.item() / targets:g}, gradient norm {norm.item():g}"
+            + (f", {MAX_SKIPPED} overflows in a row" if self.scaler.is_enabled() else "")
+            + "; the update was not applied, the last checkpoint is good"
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Exact loss over the validation split, in float32."""
+        return evaluate(self.model, self.objective, self.validation, self.options.batch_size)
+
+    def save_checkpoint(self, names: list[str]) -> Path:
+        """Everything an exact resume needs, under each of `names`."""
+        content = {
+            "state": asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
+            "rng": rng_state(),
+            "metrics_bytes": self.record.offset(),
+            "seconds": self.seconds,
+            "threads": torch.get_num_threads(),
+            **self.identity,
+        }
+        path = self.checkpoints.save(content, names)
+        self.saved_at = self.state.update
+        self.logger.log_checkpoint(path, best=BEST in names)
+        return path
+
+    def load_checkpoint(self, source: Path | dict[str, Any]) -> None:
+        """Continues from a checkpoint (a path, or its content): weights, state, generators, and the record's length.
+
+        Raises:
+            InputError: the file is damaged, or of another config, corpus or tokenizer; the message names what differs.
+        """
+        content = source if isinstance(source, dict) else load(Path(source))
+        self.check_compatible(content)
+        self.state = RunState(**content["state"])
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.curriculum.load_state_dict(content["curriculum"])
+        self.record.start(content["metrics_bytes"])
+        self.seconds_before, self.saved_at = content["seconds"], self.state.update
+        set_rng_state(content["rng"])
+
+    def check_compatible(self, content: dict[str, Any]) -> None:
+        """Is this checkpoint one of this run?
+
+        Raises:
+            InputError: naming what differs.
+        """
+        for name, mine in self.identity.get("hashes", {}).items():
+            if (theirs := content.get("hashes", {}).get(name)) != mine:
+                raise InputError(f"the checkpoint is of another {name}: its hash is {theirs} there, {mine} here")
+        refuse_other(self.identity.get("config", {}), content.get("config", {}), "the checkpoint")
+        if content["threads"] != torch.get_num_threads():
+            warn = "the checkpoint was made with %d threads, now there are %d: same updates, not bitwise"
+            log.warning(warn, content["threads"], torch.get_num_threads())
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training, evaluation and saving, over all resumes."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def _count(self, batches: list[Batch], nats: float, targets: int) -> None:
+        state = self.state
+        state.update, state.epoch_update = state.update + 1, state.epoch_update + 1
+        state.tokens += targets
+        state.words += sum(batch.words for batch in batches)
+        state.window_nats, state.window_targets = state.window_nats + nats, state.window_targets + targets
+        state.epoch_nats, state.epoch_targets = state.epoch_nats + nats, state.epoch_targets + targets
+        self.bar.update()
+
+    def _log_epoch(self, threshold: float) -> None:
+        record = self.curriculum.records[self.state.epoch]
+        self.record.log(
+            **self._clock(),
+            threshold=threshold,
+            **{"curriculum/documents": record["admitted"], "curriculum/words": record["words"]},
+            **{"curriculum/difficulty": record["difficulty"], "curriculum/targets": record["targets"]},
+        )
+
+    def _log_update(self, threshold: float, lr: float, norm: float) -> None:
+        state = self.state
+        state.train_loss = state.window_nats / state.window_targets
+        state.window_nats, state.window_targets = 0.0, 0
+        values = {"train/loss": state.train_loss, "learning_rate": lr, "grad_norm": norm, "threshold": threshold}
+        self.record.log(**self._clock(), **values, skipped=state.skipped)
+        self.logger.log({k if "/" in k else f"train/{k}": v for k, v in values.items()}, state.update)
+        now = time.perf_counter()
+        rate = (state.tokens - self.mark_tokens) / max(now - self.mark, 1e-9)
+        self.record.time(step=state.update, tokens_per_second=round(rate, 1), seconds=round(self.seconds, 3))
+        self.mark, self.mark_tokens = now, state.tokens
+        self.bar.set_postfix(loss=f"{state.train_loss:.3f}", lr=f"{lr:.1e}", tokens_per_s=f"{rate:,.0f}")
+
+    def _validate(self) -> bool:
+        """Evaluates, logs, tells the curriculum and early stopping; True where the loss is the best so far."""
+        state, stopping = self.state, self.options.early_stopping
+        if state.evaluated == state.update:
+            return False
+        result = self.evaluate()
+        if not math.isfinite(result.loss):
+            raise DivergedError(f"validation loss {result.loss} at update {state.update}")
+        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        values = {f"val/{name}": value for name, value in values.items()}
+        self.record.log(**self._clock(), **values)
+        self.logger.log(values, state.update)
+        self.curriculum.report_performance(result.loss, state.update / self.curriculum.total_updates)
+        state.evaluated, state.val_loss = state.update, result.loss
+        state.perplexity, state.bits_per_byte = result.perplexity, result.bits_per_byte
+        if state.stop_loss is None or result.loss < state.stop_loss - stopping.min_delta:
+            state.stop_loss, state.bad_evaluations = result.loss, 0
+        else:
+            state.bad_evaluations += 1
+        state.stopped = stopping.patience is not None and state.bad_evaluations >= stopping.patience
+        improved = state.best_loss is None or result.loss < state.best_loss
+        if improved:
+            state.best_loss, state.best_update = result.loss, state.update
+        return improved
+
+    def _clock(self) -> dict[str, Any]:
+        state = self.state
+        epoch = state.update / self.curriculum.total_updates * self.curriculum.epochs
+        return {"step": state.update, "epoch": round(epoch, 4), "tokens": state.tokens, "words": state.words}
+
+    def _close_epoch(self) -> None:
+        state = self.state
+        state.epoch_loss = state.epoch_nats / state.epoch_targets
+        state.epoch, state.epoch_update, state.epoch_nats, state.epoch_targets = state.epoch + 1, 0, 0.0, 0
+
+    def _summarise_epoch(self) -> None:
+        state = self.state
+        tqdm.write(
+            f"epoch {state.epoch}/{self.curriculum.epochs}: train loss {state.epoch_loss:.4f}, "
+            f"val loss {state.val_loss:.4f}, perplexity {state.perplexity:.2f}, "
+            f"bits per byte {state.bits_per_byte:.4f}, {state.update} updates, {state.words:,} words seen, "
+            f"{self.checkpoints.directory / f'checkpoint_epoch_{state.epoch}.pt'}"
+            + (", stopped early" if state.stopped else "")
+        )
+
+
+def _due(update: int, every: int | None) -> bool:
+    return every is not None and update % every == 0
+
+
+def _check(name: str, ok: bool, wanted: str, value: Any) -> None:
+    if not ok:
+        raise InputError(f"trainer.{name} must be {wanted}, got {value}")
+
+
+@contextlib.contextmanager
+def _memory_errors(batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        rows, length = batch.inputs.shape
+        detail = next(line for line in str(error).splitlines() if line.strip())
+        raise OutOfMemory(
+            f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "
+            "and double trainer.gradient_accumulation_steps for the same updates"
+        ) from error

@@ -1,0 +1,230 @@
+"""The command line: what it refuses, what it writes, that it goes on."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from babylm_train import cli
+
+SMALL = ["data.words=3000", "data.max_length=32", "trainer.batch_size=4", "trainer.epochs=2", "logger=none"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """`run(*arguments)` -> (exit code, standard output, standard error), in this process and an empty folder."""
+    cache = Path(os.environ.get("BABYLM_TEST_CACHE", tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments, f"data.cache_dir={cache}"])
+        cli.failures.clear()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+BAD = {
+    "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd? (there are adam, adamw, sgd)",
+    "optimiser=sgd": "optimiser: no such key or group, did you mean optimizer?",
+    "optimizer.lrr=1": "optimizer.lrr: no such key or group, did you mean optimizer.lr?",
+    "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
+    "+traner.epochs=3": "traner: unknown key, did you mean trainer?",
+    "optimizer.lr=abc": "optimizer.lr must be a number, got 'abc'",
+    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "trainer.max_steps=abc": "trainer.max_steps must be None or int, got 'abc'",
+    "trainer.batch_size=0": "trainer.batch_size must be at least 1, got 0",
+    "trainer.batch_size=1.5": "trainer.batch_size must be a whole number, got 1.5",
+    "trainer.epochs=": "trainer.epochs must be a whole number, got ''",
+    "~trainer.epochs": "trainer: missing 1 required positional argument: 'epochs'",
+    "seed=null": "seed must be int, got None",
+    "trainer=3": "Config group override must be a string or a list. Got int",
+    "trainer.early_stopping=3": "trainer.early_stopping is a group of keys (_target_, patience, min_delta), got 3",
+    "trainer.device=tpu9": "trainer.device=tpu9 is not available",
+    "trainer.no_decay=[bias,weights]": "trainer.no_decay may name norm, bias, embedding, got weights",
+    "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": "scheduler.warmup_steps and scheduler.warmup_ratio are both given",
+    "scheduler.warmup_steps=99 trainer.max_steps=10": "scheduler.warmup_steps = 99 is longer than the run of 10 updates",
+    "scheduler.warmup_steps=9999": "scheduler.warmup_steps = 9999 is longer than the run of",
+    "scheduler.warmup_ratio=1.5": "scheduler.warmup_ratio must be in [0, 1], got 1.5",
+    "scheduler=cosine scheduler.num_cycles=0": "scheduler.num_cycles must be positive, got 0",
+    "model.dropout=1.5": "model.dropout must be in [0, 1), got 1.5",
+    "model.config.n_head=7": "model: `embed_dim` must be divisible by num_heads",
+    "data=text": "data.train is not set: give data.train=...",
+    "data=text data.train=none.txt": "data.train",
+    "tokenizer.vocab_size=3": "tokenizer.vocab_size must be at least 263",
+    "resume=nothing": "resume=nothing: no checkpoint there",
+    "curriculum.pacing=fast": "curriculum.pacing must be one of matched, single_pass, got fast",
+    "curriculum/schedule=linear curriculum.schedule.start_threshold=1.5": "curriculum.schedule.start_threshold must be in (0, 1]",
+    "++optimizer._target_=os.system": "optimizer._target_=os.system is not allowed",
+    "++optimizer._target_=torch.load": "optimizer._target_=torch.load is not allowed",
+    "++model._target_=builtins.eval": "model._target_=builtins.eval is not allowed",
+    "++model.config._target_=transformers.GPT2Model": "model.config._target_=transformers.GPT2Model is not allowed",
+    "++objective._target_=babylm_train.checkpoint.os.system": "objective._target_=babylm_train.checkpoint.os.system does not exist",
+    "++objective._target_=babylm_train.checkpoint.load_all": "babylm_train.checkpoint.load_all does not exist",
+    "++objective._target_=babylm_train.trainer.evaluate": "babylm_train.trainer.evaluate is not allowed",
+    "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x._target_=os.system is not allowed",
+    "hydra.job_logging.handlers.console.class=os.system": "hydra.job_logging.handlers.console.class=os.system is not",
+    "a=[1": "no viable alternative at input '[1'",
+    "-m optimizer=adamw,sdg": "optimizer=sdg: no such option",
+    "-m trainer.batch_size=4,0": "trainer.batch_size must be at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(run, tmp_path, arguments):
+    small = [] if "data=text" in arguments else ["data.words=3000"]
+    code, _, err = run(*arguments.split(), *small, "logger=none", "hydra.run.dir=out", "hydra.sweep.dir=out")
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert BAD[arguments] in lines[0]
+    assert {p.name for p in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_a_run_from_nothing_and_again(run, tmp_path):
+    code, out, _ = run(*SMALL, "optimizer=sgd", "scheduler=cosine", "trainer.max_steps=12", "hydra.run.dir=a")
+    assert code == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["updates"] == 12
+    assert result["tokens"] == 12 * 4 * 32
+    assert result["perplexity"] == pytest.approx(math.exp(result["val_loss"]))
+    assert set(result["pairs"]) == {"all", "ergative", "gender", "number", "postposition", "word_order"}
+    for name in ("config.yaml", "metrics.jsonl", "timings.jsonl", "curves.png", "model/model.safetensors"):
+        assert (tmp_path / "a" / name).stat().st_size > 0
+    assert (tmp_path / "a/checkpoints/checkpoint_best.pt").exists()
+    for text in ("parameters", "devanagari", "tokens, ", "val_loss", "एक दिन"):
+        assert text in out.lower() or text in out
+    last = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()][-1]
+    assert last["val/loss"] == result["val_loss"]
+    before = (tmp_path / "a/result.json").stat().st_mtime_ns
+    code, out, _ = run(*SMALL, "optimizer=sgd", "scheduler=cosine", "trainer.max_steps=12", "hydra.run.dir=a")
+    assert code == 0
+    assert "finished already" in out
+    assert (tmp_path / "a/result.json").stat().st_mtime_ns == before
+    code, _, err = run(*SMALL, "optimizer=adamw", "scheduler=cosine", "trainer.max_steps=12", "hydra.run.dir=a")
+    assert code == 2
+    assert "a is of another configuration: optimizer._target_" in err
+
+
+RELOAD = """
+import sys, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from babylm_train.data.packing import EvaluationRows
+from babylm_train.data.stories import Stories
+from babylm_train.data.tokens import tokenize
+from babylm_train.evaluate import evaluate
+from babylm_train.objective import CausalObjective
+model, cache = AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+assert tokenizer.is_fast and tokenizer.model_max_length == 32
+corpus = Stories(words=3000, seed=0, validation_share=0.05, max_length=32, cache_dir=cache).load()
+rows = EvaluationRows(tokenize(corpus.validation, tokenizer, cache_dir=cache), 32)
+print(evaluate(model, CausalObjective(), rows, 3).loss)
+"""
+
+
+def test_the_exported_model_gives_the_same_loss_in_a_fresh_process(run, tmp_path):
+    assert run(*SMALL, "model=modern_nano", "trainer.max_steps=6", "hydra.run.dir=a")[0] == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, "a/model", "cache"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert float(done.stdout.split()[-1]) == pytest.approx(result["val_loss"], abs=1e-4)
+
+
+def test_a_sweep_shares_a_directory_without_collisions(run, tmp_path):
+    sweep = ["-m", *SMALL, "optimizer=adamw,sgd", "scheduler=linear,constant", "trainer.max_steps=2", "study=s"]
+    assert run(*sweep)[0] == 0
+    folders = [p for p in (tmp_path / "multirun_outputs/s").iterdir() if p.is_dir()]
+    results = [json.loads((p / "result.json").read_text()) for p in folders]
+    assert len({r["config_hash"] for r in results}) == len(folders) == 4
+    assert all(p.name.isascii() for p in folders)
+    assert run(*sweep)[1].count("finished already") == 4
+
+
+def test_a_diverging_job_does_not_take_the_others_down(run, tmp_path):
+    code, _, err = run("-m", *SMALL, "optimizer=sgd", "optimizer.lr=0.01,1e30", "trainer.max_steps=8", "study=s")
+    assert code == 3
+    assert "loss" in err
+    statuses = [json.loads(p.read_text())["status"] for p in (tmp_path / "multirun_outputs/s").glob("*/result.json")]
+    assert sorted(statuses) == ["diverged", "finished"]
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "babylm_train", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def wait_for(path: Path, lines: int, process: subprocess.Popen) -> None:
+    until = time.time() + 120
+    while process.poll() is None and time.time() < until:
+        if path.exists() and len(path.read_bytes().splitlines()) >= lines:
+            return
+        time.sleep(0.01)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model/model.safetensors").read_bytes()
+
+
+def test_killed_twice_mid_epoch_ends_with_the_same_weights_and_record(tmp_path):
+    arguments = [*SMALL, "data.cache_dir=cache", "trainer.max_steps=40", "trainer.gradient_accumulation_steps=2"]
+    arguments += ["trainer.save_every=3", "trainer.log_every=1", "trainer.eval_every=7"]
+    assert start([*arguments, "hydra.run.dir=whole"], tmp_path).wait(300) == 0
+    kills = []
+    for lines in (6, 22):  # within the first epoch's 20 updates, then within the second's
+        process = start([*arguments, "hydra.run.dir=killed"], tmp_path)
+        wait_for(tmp_path / "killed/metrics.jsonl", lines, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        kills.append(process.wait())
+    assert kills == [-signal.SIGKILL] * 2
+    assert start([*arguments, "hydra.run.dir=killed"], tmp_path).wait(300) == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_preemption_saves_exits_75_and_resume_elsewhere_is_exact(tmp_path):
+    arguments = [*SMALL, "data.cache_dir=cache", "trainer.max_steps=40", "trainer.log_every=1"]
+    process = start([*arguments, "hydra.run.dir=a"], tmp_path)
+    wait_for(tmp_path / "a/metrics.jsonl", 8, process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 75
+    assert json.loads((tmp_path / "a/result.json").read_text())["status"] == "preempted"
+    assert start([*arguments, "hydra.run.dir=b", "resume=a"], tmp_path).wait(300) == 0
+    assert start([*arguments, "hydra.run.dir=a"], tmp_path).wait(300) == 0
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_a_second_run_in_one_directory_is_refused(run, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a/.lock"):
+        code, _, err = run(*SMALL, "hydra.run.dir=a")
+    assert code == 2
+    assert "a is in use by another run" in err
+
+
+def test_help_and_config_need_no_heavy_import():
+    code = "import sys; import babylm_train.cli; print([m for m in ('torch', 'transformers', 'wandb') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -1,0 +1,338 @@
+"""A plan against the run it plans, and against arithmetic done by hand."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from babylm_train.config import check_command_line
+from babylm_train.curriculum.sampler import CurriculumTrainingManager
+from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, PerformanceSchedule, StepSchedule
+from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
+from babylm_train.data.packing import PackedRows
+from babylm_train.data.tokens import TokenizedSplit
+from babylm_train.plan import (
+    Size,
+    configurations,
+    count_words,
+    exposure_so_far,
+    learning_rates,
+    main,
+    make_plan,
+    size_of,
+)
+from babylm_train.scheduler import constant, cosine, linear
+from babylm_train.types import EpochSlice
+
+LENGTH = 8  # targets a row of make_trainer's runs
+
+
+def plan_for(trainer, **options):
+    rates = learning_rates(trainer.scheduler, trainer.curriculum.total_updates)
+    starts = trainer.train_split.word_starts
+    return make_plan(trainer.curriculum, rates.__getitem__, starts, eval_every=trainer.options.eval_every, **options)
+
+
+RUNS = {
+    "none, full": (NoCurriculum(), FullSchedule(), {}),
+    "none, linear": (NoCurriculum(), LinearSchedule(3), {}),
+    "length, linear": (LengthBasedCurriculum(), LinearSchedule(3), {}),
+    "length, linear, cosine": (LengthBasedCurriculum(), LinearSchedule(3), {"scheduler": cosine}),
+    "random, step": (RandomCurriculum(), StepSchedule(3, 0.1, [1], [0.7]), {}),
+    "steps": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 7}),
+    "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
+    "single pass": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass"}),
+    "single pass, steps": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass", "max_steps": 5}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_plan_is_what_the_run_then_does(make_trainer, name):
+    strategy, schedule, changes = RUNS[name]
+    trainer = make_trainer(strategy=strategy, schedule=schedule, log_every=1, **changes)
+    plan = plan_for(trainer)
+    state = trainer.train()
+
+    lines = trainer.record.lines()
+    epochs = [line for line in lines if "curriculum/documents" in line]
+    updates = [line for line in lines if "learning_rate" in line]
+    firsts = [next(line for line in updates if line["step"] > epoch["step"]) for epoch in epochs]
+    ends = [*epochs[1:], updates[-1]]
+    assert len(plan.rows) == len(epochs)
+    for row, epoch, first, end in zip(plan.rows, epochs, firsts, ends, strict=True):
+        assert row.threshold == epoch["threshold"]
+        assert row.documents == epoch["curriculum/documents"]
+        assert row.words == epoch["curriculum/words"]
+        assert row.difficulty == epoch["curriculum/difficulty"]
+        assert row.tokens == epoch["curriculum/targets"] == end["tokens"] - epoch["tokens"]
+        assert row.words_seen == end["words"] - epoch["words"]
+        assert row.updates == end["step"] - epoch["step"]
+        assert row.learning_rate == first["learning_rate"]
+        assert (row.assumed, row.lowest, row.highest) == (False, row.threshold, row.threshold)
+    assert (plan.updates, plan.tokens, plan.words) == (state.update, state.tokens, state.words)
+    assert plan.planned_updates == trainer.curriculum.total_updates == plan.updates
+    assert plan.updates_range == (plan.updates, plan.updates)
+    assert plan.peak_lr == max(line["learning_rate"] for line in updates)
+    assert plan.final_lr == trainer.scheduler.get_last_lr()[0]
+    assert plan.exposure == exposure_so_far(trainer.curriculum, state.update)
+    for row in plan.rows:
+        assert row.threshold == trainer.curriculum.records[row.epoch - 1]["threshold"]
+
+
+def slow(groups):
+    return torch.optim.AdamW(groups, lr=1e-3)  # so that the validation loss falls
+
+
+ADAPTIVE = {
+    "performance": (LengthBasedCurriculum(), PerformanceSchedule(5, 0.3, full_at=0.8)),
+    "dynamic": (DynamicCurriculum(LengthBasedCurriculum(), 0.2, initial_threshold=0.5), FullSchedule()),
+    "dynamic, linear": (DynamicCurriculum(LengthBasedCurriculum(), 0.1), LinearSchedule(5)),
+}
+
+
+@pytest.mark.parametrize("pacing", ["matched", "single_pass"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_adaptive_threshold_stays_within_the_range_of_the_plan(make_trainer, name, pacing):
+    strategy, schedule = copy.deepcopy(ADAPTIVE[name])
+    trainer = make_trainer(strategy=strategy, schedule=schedule, pacing=pacing, epochs=5, eval_every=3, optimizer=slow)
+    plan = plan_for(trainer)
+    state = trainer.train()
+    did = [record["threshold"] for record in trainer.curriculum.records]
+    assert len(did) == len(plan.rows) == 5
+    for row, threshold in zip(plan.rows, did, strict=True):
+        assert row.lowest <= threshold <= row.highest
+        assert row.assumed or row.threshold == threshold
+    assert plan.updates_range[0] <= state.update <= plan.updates_range[1] <= plan.planned_updates
+    assert not plan.rows[0].assumed
+    assert any(row.assumed for row in plan.rows)
+    assert did != [row.threshold for row in plan.rows]  # the range matters: something did move
+    assert any("follows the validation loss" in text for text in plan.warnings)
+    assert "*" in plan.table()
+    if name == "performance":  # at 80 % of the run it is full whatever happened, so that row is no assumption
+        assert (plan.rows[4].assumed, plan.rows[4].threshold) == (False, 1.0)
+    if pacing == "matched":
+        assert (plan.updates, plan.tokens) == (state.update, state.tokens)
+
+
+def test_making_a_plan_changes_nothing(make_trainer):
+    changes = {"strategy": DynamicCurriculum(LengthBasedCurriculum()), "schedule": PerformanceSchedule(3)}
+    results = []
+    for name, planned in (("with", True), ("without", False)):
+        trainer = make_trainer(name, **copy.deepcopy(changes))
+        before = copy.deepcopy((trainer.curriculum.state_dict(), trainer.scheduler.state_dict()))
+        if planned:
+            size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
+            assert plan_for(trainer) == plan_for(trainer)
+            assert (trainer.curriculum.state_dict(), trainer.scheduler.state_dict()) == before
+            assert not trainer.optimizer.state
+        trainer.train()
+        results.append((trainer.record.metrics.read_bytes(), [p.clone() for p in trainer.model.parameters()]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(order=st.permutations(range(12)), start=st.integers(0, 60), targets=st.integers(1, 60))
+def test_words_are_counted_as_the_packing_counts_them(order, start, targets):
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(2, 12, 12)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    starts = rng.integers(0, 3, offsets[-1]).astype(np.uint8)
+    starts[offsets[:-1]] = 0
+    words = np.add.reduceat(starts, offsets[:-1], dtype=np.int32)
+    split = TokenizedSplit(np.arange(offsets[-1]), offsets, starts, sizes, words, 0, "test", 0)
+    start = min(start, int(sizes.sum()) - 1)
+    targets = min(targets, int(sizes.sum()) - start)
+    part = EpochSlice(0, 1.0, np.arange(12), np.array(order), start, targets, 1)
+    rows = PackedRows(split, part, LENGTH)
+    assert count_words(part, sizes, split.words, split.word_starts) == rows.batch(0, len(rows)).words
+
+
+def lengths_plan(schedule, *, strategy=None, lr=lambda update: 1.0 - update / 1000, budget=None, epochs=4, **options):
+    """A plan over 20 documents of 1, 2 ... 20 words, each a target beside the mark; 10 targets make an update."""
+    words = np.arange(1, 21)
+    starts = np.concatenate([[0, *[1] * n] for n in words])
+    manager = CurriculumTrainingManager(strategy or LengthBasedCurriculum(), schedule, **options)
+    manager.begin(words, words, words + 1, epochs=epochs, targets_per_update=10, max_length=5)
+    return make_plan(manager, lr, starts, word_budget=budget)
+
+
+def test_single_pass_by_hand():
+    # .5 and 1 of 20 documents: 55 + 10 and 210 + 20 targets; each document once, the easier half twice
+    plan = lengths_plan(StepSchedule(2, 0.5, [1], [1.0]), epochs=2, pacing="single_pass")
+    assert [(r.documents, r.words, r.tokens, r.words_seen, r.updates, r.difficulty) for r in plan.rows] == [
+        (10, 55, 65, 55, 7, 5.5),
+        (20, 210, 230, 210, 23, 10.5),
+    ]
+    assert (plan.exposure.maximum, plan.exposure.median, plan.exposure.minimum) == (2, 1.5, 1)
+    assert plan.exposure.deciles == (2.0,) * 5 + (1.0,) * 5
+    assert plan.exposure.hardest_decile == 1.0
+    assert (plan.updates, plan.tokens, plan.words) == (30, 295, 265)
+
+
+def test_no_ranking_has_no_hardest_decile():
+    plan = lengths_plan(FullSchedule(), strategy=NoCurriculum())
+    assert plan.exposure.hardest_decile is None
+    assert (plan.exposure.maximum, plan.exposure.minimum) == (4, 4)
+    assert "hardest decile" not in plan.table()
+
+
+def test_fewer_documents_than_deciles():
+    words = np.array([3, 5])
+    manager = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule()).begin(words, words, epochs=2)
+    plan = make_plan(manager, lambda update: 1.0, np.ones(8, dtype=np.uint8))
+    assert plan.exposure.hardest_decile == 2.0
+    assert plan.exposure.deciles.count(None) == 8
+    assert not any("never seen" in text for text in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("updates", "expected"),
+    [(0, (0, 0, 0)), (3, (1, 0, 0)), (10, (1, 1, 1)), (15, (2, 1.5, 1)), (20, (2, 2, 2))],
+)
+def test_exposures_of_a_run_that_ended_early(updates, expected):
+    words = np.full(20, 10)  # two documents an update, ten updates an epoch
+    manager = CurriculumTrainingManager(NoCurriculum(), FullSchedule())
+    manager.begin(np.zeros(20), words, epochs=2, targets_per_update=20, max_length=10)
+    for epoch in range(2 if updates > 10 else 1):
+        manager.prepare_epoch(epoch)
+    seen = exposure_so_far(manager, updates)
+    assert (seen.maximum, seen.median, seen.minimum) == expected
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (lambda: lengths_plan(FullSchedule()), "the learning rate ends at 91% of its peak"),
+        (lambda: lengths_plan(StepSchedule(4, 0.5, [1], [0.8])), "never seen: deciles 9, 10"),
+        (lambda: lengths_plan(FullSchedule(), epochs=21), "a document is seen 21 times"),
+        (lambda: lengths_plan(FullSchedule(), budget=839), "840 words are seen, more than the budget of 839"),
+        (lambda: lengths_plan(LinearSchedule(4, 0.1), min_pool=5), "min_pool = 5"),
+    ],
+    ids=["lr", "decile", "exposures", "budget", "min_pool"],
+)
+def test_warnings(plan, text):
+    made = plan()
+    assert any(text in warning for warning in made.warnings)
+    assert text in made.table()
+
+
+def test_nothing_to_warn_of():
+    assert lengths_plan(FullSchedule(), lr=lambda update: 1.0 - update / 92, budget=840).warnings == ()
+
+
+def test_the_runs_own_warning_is_not_said_twice(caplog):
+    lengths_plan(LinearSchedule(4, 0.1), min_pool=5)
+    assert not caplog.records
+
+
+def test_learning_rates_of_any_scheduler():
+    def fresh():
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+        cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+        return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cool], [3])
+
+    _, planned = fresh()
+    rates = learning_rates(planned, 9)
+    optimizer, scheduler = fresh()
+    did = [scheduler.get_last_lr()[0]]
+    for _ in range(9):
+        optimizer.step()
+        scheduler.step()
+        did.append(scheduler.get_last_lr()[0])
+    assert rates == did
+    assert planned.get_last_lr()[0] == rates[0]
+
+
+def test_flops_and_memory_by_hand():
+    size = Size(
+        parameters=1000, multiplied=900, layers=2, width=16, vocabulary=40, context=8, rows=3, optimizer_bytes=8000,
+        activation_bytes=4,
+    )  # fmt: skip
+    assert size.flops(10) == 10 * (6 * 900 + 12 * 2 * 16 * 8)
+    activations = 3 * 8 * (2 * 24 * 16 * 4 + 40 * 8)
+    assert size.memory() == {
+        "weights": 4000,
+        "gradients": 4000,
+        "optimizer": 8000,
+        "activations": activations,
+        "total": 16000 + activations,
+    }
+    assert replace(size, checkpointing=True).memory()["activations"] == 3 * 8 * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_each"),
+    [
+        (lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), 8),
+        (lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), 4),
+        (lambda p: torch.optim.SGD(p, lr=1e-3), 0),
+    ],
+    ids=["adamw", "momentum", "sgd"],
+)
+def test_size_of_a_model(make_trainer, optimizer, bytes_each):
+    trainer = make_trainer(optimizer=optimizer, scheduler=constant)  # a scheduler patches the optimizer's step
+    size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
+    # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
+    # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
+    layer = 16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64 + 64 * 16 + 16 + 64
+    assert size.multiplied == 2 * layer + 32 + 40 * 16
+    assert size.parameters == size.multiplied + 8 * 16
+    assert (size.layers, size.width, size.vocabulary) == (2, 16, 40)
+    assert size.optimizer_bytes == bytes_each * size.parameters
+
+
+def test_the_table_and_the_record(make_trainer):
+    trainer = make_trainer(strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3), scheduler=linear)
+    size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
+    plan = plan_for(trainer, size=size)
+    values = json.loads(json.dumps(plan.as_dict()))
+    assert [row["documents"] for row in values["rows"]] == [row.documents for row in plan.rows]
+    assert values["flops"] == size.flops(plan.tokens)
+    assert values["memory"]["total"] == size.memory()["total"]
+    head, *rest = plan.table().splitlines()
+    assert head.split()[:3] == ["epoch", "threshold", "documents"]
+    assert [line.split()[0] for line in rest[:3]] == ["1", "2", "3"]
+    assert len({len(line) for line in (head, *rest[:3])}) == 1
+    assert f"{plan.words:,}" in plan.table()
+
+
+def test_the_curricula_experiment_is_a_matched_sweep():
+    configs = configurations(["experiment=curricula", "trainer.max_steps=2"])
+    first, arms, seeds = configs[0], configs[:8], [configs[0], *configs[8:]]
+    names = [config.hydra.runtime.choices["curriculum/strategy"] for config in arms]
+    ranked = ["random", "length", "frequency", "morphological", "combined", "dynamic", "anti"]
+    assert sorted(names) == sorted(["none", *ranked])
+    assert [config.seed for config in seeds] == [1, 2, 3]
+    assert {config.curriculum.pacing for config in configs} == {"matched"}
+    assert {config.hydra.runtime.choices["curriculum/schedule"] for config in configs} == {"linear"}
+    assert {config.data.seed for config in configs} == {0}  # the seed of an arm does not change the corpus
+    assert first.hydra.mode.name == "MULTIRUN"
+    (other,) = check_command_line(["experiment=curricula", "data=text", "data.train=somewhere.txt"])
+    assert other.data.train == "somewhere.txt"
+
+
+def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
+    overrides = ["data.words=2000", "logger=none", "trainer.epochs=3", "curriculum/schedule=linear"]
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    monkeypatch.setattr("sys.argv", ["plan", *overrides, "curriculum/strategy=length", cache])
+    monkeypatch.chdir(tmp_path)
+    main()
+    out = capsys.readouterr().out
+    assert "LR at start" in out
+    assert "training FLOPs" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["plan", "trainer.epoch=3"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: trainer.epoch: no such key or group, did you mean trainer.epochs?\n"

@@ -1,0 +1,50 @@
+"""Learning rates against written-out numbers."""
+
+import math
+
+import pytest
+import torch
+
+from babylm_train.errors import InputError
+from babylm_train.scheduler import constant, cosine, linear
+
+
+def rates(make, total: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer, total, **options)
+    values = []
+    for _ in range(total):
+        values.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return [*values, scheduler.get_last_lr()[0]]
+
+
+def test_linear():
+    assert rates(linear, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    assert rates(linear, 6, warmup_steps=2) == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_cosine():
+    half = [(1 + math.cos(math.pi * t / 4)) / 2 for t in range(5)]
+    assert rates(cosine, 4) == pytest.approx(half)
+    assert rates(cosine, 8, warmup_ratio=0.5) == pytest.approx([0.0, 0.25, 0.5, 0.75, *half])
+    assert rates(cosine, 4, num_cycles=1.0) == pytest.approx([1.0, 0.5, 0.0, 0.5, 1.0])
+
+
+def test_constant():
+    assert rates(constant, 4, warmup_steps=2) == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "scheduler.warmup_steps and scheduler.warmup_ratio are both given"),
+        ({"warmup_steps": 11}, "scheduler.warmup_steps = 11 is longer than the run of 10 updates"),
+        ({"warmup_steps": -1}, "scheduler.warmup_steps must not be negative, got -1"),
+        ({"warmup_ratio": 1.1}, "scheduler.warmup_ratio must be in"),
+    ],
+)
+def test_bad_warmup(options, message):
+    with pytest.raises(InputError, match=message):
+        rates(linear, 10, **options)

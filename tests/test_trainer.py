@@ -1,0 +1,239 @@
+"""The loop: exact accumulation, exact resume, no bad update."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from babylm_train.checkpoint import load
+from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
+from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
+from babylm_train.errors import DivergedError, InputError, PreemptedError
+from babylm_train.precision import Precision
+from babylm_train.scheduler import constant
+from babylm_train.trainer import EarlyStopping, TrainerOptions
+from babylm_train.types import IGNORE, Batch
+
+LENGTH, VOCABULARY = 8, 40
+
+
+def batch_of(rows: int, valid: list[int], seed: int) -> Batch:
+    """Random rows of which row i has valid[i] targets."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
+    targets = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
+    for row, count in enumerate(valid):
+        targets[row, count:] = IGNORE
+    return Batch(inputs, targets, torch.arange(LENGTH).expand(rows, -1), tokens=sum(valid), words=sum(valid))
+
+
+def joined(batches: list[Batch]) -> Batch:
+    parts = [torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "targets", "position_ids")]
+    return Batch(*parts, tokens=sum(b.tokens for b in batches), words=0)
+
+
+def test_accumulation_is_the_gradient_of_one_large_batch(make_trainer):
+    batches = [batch_of(2, [8, 1], 1), batch_of(2, [3, 8], 2), batch_of(1, [2], 3)]
+    weights = []
+    for name, given in (("many", batches), ("one", [joined(batches)])):
+        trainer = make_trainer(name, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=constant)
+        norm = trainer.update(given)
+        weights.append((norm, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
+    (norm_many, many), (norm_one, one) = weights
+    assert norm_many == pytest.approx(norm_one, rel=1e-5)
+    for name, value in many.items():
+        torch.testing.assert_close(value, one[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_update_is_the_mean_over_valid_targets(make_trainer):
+    """Independent gradient: torch's own mean cross-entropy over the valid targets of all rows at once."""
+    batches = [batch_of(2, [8, 1], 1), batch_of(1, [5], 2)]
+    trainer = make_trainer(
+        dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), scheduler=constant, max_grad_norm=None
+    )
+    model = copy.deepcopy(trainer.model)
+    whole = joined(batches)
+    logits = model(input_ids=whole.inputs, position_ids=whole.position_ids, use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets.flatten(), ignore_index=IGNORE).backward()
+    trainer.update(batches)
+    for (name, mine), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_budget_tokens_and_words(make_trainer):
+    trainer = make_trainer()
+    state = trainer.train()
+    words = int(trainer.train_split.words.sum())
+    assert state.update == trainer.curriculum.total_updates
+    assert state.words == 3 * words
+    assert state.tokens == 3 * (words + 40)  # every token and every document's mark, three times
+    assert all(p.grad is None for p in trainer.model.parameters())  # nothing is carried into a next epoch
+    assert trainer.scheduler.get_last_lr()[0] == 0.0
+
+
+def final(trainer):
+    optimizer = trainer.optimizer.state_dict()["state"]
+    tensors = [*trainer.model.state_dict().values(), *(t for s in optimizer.values() for t in s.values())]
+    return [t.clone() for t in tensors], trainer.record.metrics.read_bytes()
+
+
+ADAPTIVE = {
+    "plain": dict,
+    "performance": lambda: {
+        "strategy": LengthBasedCurriculum(),
+        "schedule": PerformanceSchedule(epochs=3, start_threshold=0.3, end_threshold=1.0),
+        "eval_every": 2,
+    },
+    "dynamic": lambda: {
+        "strategy": DynamicCurriculum(LengthBasedCurriculum()),
+        "schedule": LinearSchedule(epochs=3, start_threshold=0.3, end_threshold=1.0),
+        "eval_every": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+@pytest.mark.parametrize("stops", [[1], [4, 9], [8], [13, 14]])
+def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind, stops):
+    """Dropout and accumulation on; stopped mid-epoch and at epoch ends; log window cut by the stop."""
+    whole = make_trainer("whole", **ADAPTIVE[kind]())
+    whole.train()
+    for stop in stops:
+        part = make_trainer("part", **ADAPTIVE[kind]())
+        part.should_stop = lambda part=part, stop=stop: part.state.update >= stop
+        found = part.checkpoints.newest()
+        if found:
+            part.load_checkpoint(found[1])
+        torch.manual_seed(99) if not found else None  # generators come from the checkpoint
+        if not found:
+            torch.set_rng_state(make_and_rng(make_trainer, kind))
+        with pytest.raises(PreemptedError):
+            part.train()
+    last = make_trainer("part", **ADAPTIVE[kind]())
+    torch.manual_seed(12345)
+    last.load_checkpoint(last.checkpoints.newest()[1])
+    last.train()
+    (tensors, metrics), (expected, expected_metrics) = final(last), final(whole)
+    assert metrics == expected_metrics
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+    assert last.state == whole.state
+
+
+def make_and_rng(make_trainer, kind):
+    make_trainer("scratch", **ADAPTIVE[kind]())
+    return torch.get_rng_state()
+
+
+def test_a_loss_that_is_no_number_changes_no_weight(make_trainer):
+    trainer = make_trainer(epochs=1, max_steps=10)
+    real, calls = trainer.objective, []
+
+    def poisoned(model, batch):
+        calls.append(1)
+        return real(model, batch) * (math.nan if len(calls) > 6 else 1.0)
+
+    poisoned.prepare = real.prepare
+    trainer.objective = poisoned
+
+    before = {}
+
+    def remember():
+        before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        return False
+
+    trainer.should_stop = remember
+    with pytest.raises(DivergedError, match=r"update 4 \(epoch .*, 6 rows from 18\): loss nan"):
+        trainer.train()
+    assert trainer.state.update == 3
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_overflow_is_retried_on_the_same_batch_at_half_the_scale(make_trainer):
+    """2**140 overflows float32 gradients; each retry halves it; clock, schedule and data are those of a run without."""
+    plain = make_trainer("plain", dropout=0.0, max_steps=6)
+    plain.train()
+    scaled = make_trainer(
+        "scaled", dropout=0.0, max_steps=6, precision=Precision("float32", "highest", True, initial_scale=2.0**127)
+    )
+    scaled.train()
+    assert 1 <= scaled.state.skipped < 20
+    assert scaled.state.update == plain.state.update
+    assert scaled.state.tokens == plain.state.tokens
+    assert scaled.scheduler.get_last_lr() == plain.scheduler.get_last_lr()
+    for mine, theirs in zip(scaled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_endless_overflow_is_divergence(make_trainer):
+    trainer = make_trainer(precision=Precision("float32", "highest", True, initial_scale=float("inf")))
+    with pytest.raises(DivergedError, match="20 overflows in a row"):
+        trainer.train()
+
+
+def test_early_stopping_counts_over_a_resume(make_trainer):
+    losses = iter([5.0, 4.0, 4.05, 3.95, 3.99])
+    trainer = make_trainer(epochs=9, early_stopping=EarlyStopping(patience=3, min_delta=0.1))
+
+    def scripted(trainer, values):
+        from babylm_train.evaluate import summarise
+
+        trainer.evaluate = lambda: summarise(next(values), 1, 1, 1)
+
+    scripted(trainer, losses)
+    trainer.should_stop = lambda: trainer.state.epoch == 4
+    with pytest.raises(PreemptedError):
+        trainer.train()
+    assert (trainer.state.bad_evaluations, trainer.state.best_loss) == (2, 3.95)
+    resumed = make_trainer(epochs=9, early_stopping=EarlyStopping(patience=3, min_delta=0.1))
+    resumed.load_checkpoint(resumed.checkpoints.newest()[1])
+    scripted(resumed, losses)
+    state = resumed.train()
+    assert (state.stopped, state.epoch, state.best_loss) == (True, 5, 3.95)
+
+
+def test_kept_checkpoints_are_the_newest_and_the_best(make_trainer):
+    trainer = make_trainer(save_every=2, keep_last=2)
+    trainer.train()
+    folder = trainer.checkpoints.directory
+    kept = sorted(p.name for p in folder.glob("*.pt"))
+    assert "checkpoint_best.pt" in kept
+    assert "checkpoint_epoch_3.pt" in kept
+    assert len({p.stat().st_ino for p in folder.glob("checkpoint_[se]*.pt")}) == 2
+    content = load(folder / "checkpoint_best.pt")
+    assert content["state"]["update"] == trainer.state.best_update
+    assert content["state"]["val_loss"] == trainer.state.best_loss
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(make_trainer):
+    config = {"optimizer.lr": 0.1, "trainer.batch_size": 4, "trainer.gradient_accumulation_steps": 1}
+    one = make_trainer("one", identity={"hashes": {"corpus": "a"}, "config": config}, max_steps=3)
+    one.train()
+    content = one.checkpoints.newest()[1]
+    with pytest.raises(InputError, match="another corpus"):
+        make_trainer("two", identity={"hashes": {"corpus": "b"}, "config": config}).check_compatible(content)
+    for change, message in (
+        ({"optimizer.lr": 0.2}, r"optimizer\.lr is 0\.1 there, 0\.2 here"),
+        ({"trainer.batch_size": 8}, "batch_size"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_trainer("two", identity={"hashes": {"corpus": "a"}, "config": config | change}).check_compatible(
+                content
+            )
+    same = config | {"trainer.batch_size": 2, "trainer.gradient_accumulation_steps": 2}
+    make_trainer("two", identity={"hashes": {"corpus": "a"}, "config": same}).check_compatible(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "trainer.epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "trainer.batch_size must be at least 1, got 0"),
+        ({"max_steps": 0}, "trainer.max_steps must be at least 1, or null, got 0"),
+        ({"max_grad_norm": -1.0}, "trainer.max_grad_norm must be positive, got -1.0"),
+        ({"export": "first"}, "trainer.export must be best or last, got first"),
+    ],
+)
+def test_options_out_of_range_name_their_key(change, message):
+    with pytest.raises(InputError, match=message):
+        TrainerOptions(**{"epochs": 1, "batch_size": 1, **change})
