@@ -6,10 +6,10 @@ READY := .venv/.ready
 .PHONY: train test lint format sweep clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
-	$(PY) -m babylm_train
+	$(PY) -m babylm_train experiment=stories
 
 test: $(READY)  ## the whole suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## style, format and types
 	$(PY) -m ruff check .

@@ -19,6 +19,7 @@ from babylm_train.types import Document, MinimalPair
 
 PAIRS_PER_PHENOMENON = 200
 LEVELS = (1, 2, 3, 4, 5)
+SCENES, SCENE = 1 / 3, 2  # share of the stories told in scenes, and a scene's sentences
 
 PLOTS = Path(__file__).with_name("plots.txt")
 NARRATION = {  # tense and weight at each level; the level's verbs decide what of it can be ergative
@@ -89,8 +90,10 @@ class Stories:
 
 
 def generate(words: int, seed: int) -> list[str]:
-    """Mini-stories of all levels, shuffled, one a document, until they hold at least `words` words.
+    """Mini-stories of all levels, shuffled, until they hold at least `words` words.
 
+    Two of three stories are one document each; of the third, each scene of SCENE sentences is one. So documents differ
+    in length, and any kind of sentence can be a document's first: a sentence alone is no surprise to the model.
     The same for the same seed, on every machine. Raises InputError if `words` is below 1.
     """
     if words < 1:
@@ -99,9 +102,10 @@ def generate(words: int, seed: int) -> list[str]:
     documents: list[str] = []
     count = 0
     while count < words:
-        story = tell(rng, rng.choice(LEVELS), rng.choice(plots()))
-        documents.append(story)
-        count += len(story.split())
+        sentences = tell(rng, rng.choice(LEVELS), rng.choice(plots()))
+        count += sum(len(sentence.split()) for sentence in sentences)
+        size = SCENE if rng.random() < SCENES else len(sentences)
+        documents += [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]
     return documents
 
 
@@ -113,9 +117,9 @@ def minimal_pairs(per_phenomenon: int, seed: int) -> list[MinimalPair]:
     return pairs.minimal_pairs(per_phenomenon, seed)
 
 
-def tell(rng: random.Random, level: int, plot: list[str]) -> str:
-    """One story after a plot, with the constructions of the level (1 to 5)."""
-    return " ".join(Narrator(rng, level, plot).sentences())
+def tell(rng: random.Random, level: int, plot: list[str]) -> list[str]:
+    """The sentences of one story after a plot, with the constructions of the level (1 to 5)."""
+    return list(Narrator(rng, level, plot).sentences())
 
 
 @cache
