@@ -271,6 +271,8 @@ def test_fragments_hold_every_argument_and_its_default(path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     fragment = yaml.safe_load(text)
+    if "defaults" in fragment:  # a variation of another fragment
+        return
     target = fragment.pop("_target_")
     kind = getattr(module, target.rpartition(".")[2])
     assert target.rpartition(".")[0] == module.__name__
