@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import config as checks
-from babylm_train.errors import InputError, RunError
+from babylm_train.errors import InputError, PreemptedError, RunError, fail, one_line
 
 failures: list[RunError] = []  # of this process's jobs: a sweep goes on, and ends with an exit code that is not 0
 
@@ -37,18 +37,11 @@ def main() -> None:
         fail(InputError(checks.explain(error, sys.argv[1:])))
     except RunError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     if failures:
         sys.exit(failures[0].exit_code)
-
-
-def fail(error: RunError) -> None:
-    """One line on standard error, and the exit code of its kind."""
-    print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
-def _one_line(error: RunError) -> str:
-    return " ".join(str(error).split())
 
 
 def _check_values(configs: list[DictConfig]) -> None:
@@ -75,7 +68,9 @@ def task(config: DictConfig) -> float:
 
         if (directory / "config.yaml").exists():
             record_failure(directory, error, config_hash)
-        print(f"error: {f'{directory.name}: ' if multirun else ''}{_one_line(error)}", file=sys.stderr)
+        print(f"error: {f'{directory.name}: ' if multirun else ''}{one_line(error)}", file=sys.stderr)
+        if isinstance(error, PreemptedError):
+            sys.exit(error.exit_code)  # the rest of a sweep as well
         failures.append(error)
         return math.inf
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from babylm_train.errors import InputError, RunError, StorageError
+from babylm_train.errors import InputError, RunError, StorageError, fail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +194,6 @@ def main() -> None:
     """Scores the training documents, from the cache where a run has scored them, and writes the two files."""
     from hydra._internal.utils import get_args_parser
 
-    from babylm_train import cli
     from babylm_train.curriculum.scores import difficulty
     from babylm_train.data.corpus import describe
 
@@ -213,7 +212,7 @@ def main() -> None:
         for path in write(directory, scores, corpus.train, corpus.train.words):
             print(path)
     except RunError as error:
-        cli.fail(error)
+        fail(error)
 
 
 if __name__ == "__main__":

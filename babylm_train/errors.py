@@ -1,4 +1,7 @@
-"""The errors a run can end with. Library code raises them; only the command line maps them to exit codes."""
+"""The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
+
+import sys
+from typing import NoReturn
 
 
 class RunError(Exception):
@@ -35,3 +38,14 @@ class PreemptedError(RunError):
     """SIGTERM or SIGUSR1 arrived; the state is saved and the same command continues."""
 
     exit_code = 75
+
+
+def one_line(error: RunError) -> str:
+    """Its message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def fail(error: RunError) -> NoReturn:
+    """Ends an entry point: one line on standard error, and the exit code of the error's kind."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from babylm_train.curriculum.sampler import exposures
-from babylm_train.errors import RunError
+from babylm_train.errors import RunError, fail
 from babylm_train.types import EpochSlice
 
 if TYPE_CHECKING:
@@ -480,7 +480,7 @@ def main() -> None:
     """Prints the plan of a run, or of each configuration of a sweep; trains and writes nothing."""
     from hydra._internal.utils import get_args_parser
 
-    from babylm_train import build, cli
+    from babylm_train import build
     from babylm_train.config import check_command_line
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -491,7 +491,7 @@ def main() -> None:
             run = build.build(config, directory, build.parts(config), lambda: False)
             print(f"\nplan of {directory.name}\n{plan_of(run).table()}\n", flush=True)
     except RunError as error:
-        cli.fail(error)
+        fail(error)
 
 
 if __name__ == "__main__":

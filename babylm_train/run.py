@@ -52,8 +52,7 @@ def claimed(directory: Path) -> Iterator[None]:
             directory.rmdir()
         raise
     finally:
-        lock.release()
-        (directory / LOCK).unlink(missing_ok=True)
+        lock.release()  # the file stays: removing it could let two others in
 
 
 @contextlib.contextmanager

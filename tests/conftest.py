@@ -73,6 +73,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "should_stop": lambda: False,
         "logger": NoLogger(),
         "identity": None,
+        "scores": None,
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
     options = TrainerOptions(
@@ -80,7 +81,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     )
     train, validation = random_split(40, 1), random_split(10, 2)
     curriculum = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"]).begin(
-        train.words.astype(float),
+        train.words.astype(float) if parts["scores"] is None else parts["scores"],
         train.words,
         np.diff(train.offsets),
         epochs=options.epochs,

@@ -228,3 +228,49 @@ def test_help_and_config_need_no_heavy_import():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_paths_in_devanagari(run, tmp_path):
+    from babylm_train.data.stories import generate
+
+    folder = tmp_path / "हिन्दी पाठ"
+    folder.mkdir()
+    (folder / "कहानियाँ.txt").write_text("\n".join(generate(3000, 1)), encoding="utf8")
+    small = [
+        "data=text",
+        "data.train=हिन्दी पाठ/कहानियाँ.txt",
+        "data.max_length=32",
+        "trainer.max_steps=2",
+        "logger=none",
+    ]
+    assert run(*small, "hydra.run.dir=परिणाम")[0] == 0
+    assert json.loads((tmp_path / "परिणाम/result.json").read_text())["updates"] == 2
+    assert run(*small)[0] == 0  # a generated name
+    assert all(p.name.isascii() for p in (tmp_path / "multirun_outputs/runs").iterdir())
+
+
+def test_a_strategy_of_ones_own_as_the_readme_shows_it(tmp_path):
+    """The README's class, fragment and command, word for word."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    blocks = text.split("```")
+    code, fragment, command = (
+        next(b for b in blocks if mark in b) for mark in ("CommaCurriculum(", "_target_: my_", "ALLOW_TARGETS=my")
+    )
+    (tmp_path / "my_curricula.py").write_text(code.removeprefix("python"), encoding="utf8")
+    (tmp_path / "my_conf/curriculum/strategy").mkdir(parents=True)
+    (tmp_path / "my_conf/curriculum/strategy/commas.yaml").write_text(fragment.removeprefix("yaml"), encoding="utf8")
+    call = (
+        command.strip().replace("python -m", f"{sys.executable} -m")
+        + " "
+        + " ".join(SMALL)
+        + " trainer.max_steps=2 hydra.run.dir=a"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(call, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "a/result.json").read_text())["exposures"]["hardest_decile"] is not None
+    refused = subprocess.run(
+        call.replace("BABYLM_ALLOW", "NOT"), shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert refused.returncode == 2
+    assert "curriculum.strategy._target_=my_curricula.CommaCurriculum is not allowed" in refused.stderr
