@@ -202,7 +202,8 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
     model.to(device_of(options))
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
+        (enable or model.gradient_checkpointing_enable)()
     print(
         f"model: {count_parameters(model):,} parameters on {model.device}; {curriculum.total_updates:,} updates",
         flush=True,

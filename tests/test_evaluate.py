@@ -1,0 +1,80 @@
+"""Evaluation against plain loops, and what must not change it."""
+
+import math
+
+import pytest
+import torch
+from tiny import LENGTH, random_split, tiny_model
+
+from babylm_train.data.packing import EvaluationRows
+from babylm_train.evaluate import evaluate, log_probabilities, sample, score_pairs, summarise
+from babylm_train.objective import CausalObjective
+from babylm_train.types import MinimalPair
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return tiny_model()
+
+
+def nats_of(model, ids: list[int]) -> float:
+    """-log p of ids[1:], each given what comes before it, by softmax in float64."""
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([ids[:-1]])).logits[0].double()
+    return -sum(logits[i].log_softmax(-1)[t].item() for i, t in enumerate(ids[1:]))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_every_target_once_each_document_from_its_own_beginning(model, rows):
+    """A loop over documents and windows, one at a time and unpadded, gives the same whatever the batch size."""
+    split = random_split(12, 5)
+    expected = 0.0
+    for d in range(12):
+        ids = [*split.ids[split.offsets[d] : split.offsets[d + 1]].tolist(), 0]
+        expected += sum(nats_of(model, ids[i : i + LENGTH + 1]) for i in range(0, len(ids) - 1, LENGTH))
+    result = evaluate(model.train(), CausalObjective(), EvaluationRows(split, LENGTH), rows)
+    assert model.training  # as it was
+    assert result.tokens == len(split.ids)
+    assert result.loss == pytest.approx(expected / len(split.ids), rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / split.bytes.sum(), rel=1e-6)
+
+
+def test_the_derived_figures():
+    result = summarise(nats=200 * math.log(2), tokens=100, words=50, size=400)
+    assert result.loss == pytest.approx(2 * math.log(2))
+    assert (result.perplexity, result.bits_per_byte, result.word_perplexity) == pytest.approx((4.0, 0.5, 16.0))
+    assert summarise(1e6, 1, 1, 1).perplexity == math.inf
+
+
+class Letters:
+    """A tokenizer of lower-case letters, a = 3 and so on."""
+
+    eos_token_id, pad_token_id, model_max_length = 0, 2, LENGTH
+
+    def __call__(self, texts, **_):
+        ids = [[ord(c) - ord("a") + 3 for c in text] for text in ([texts] if isinstance(texts, str) else texts)]
+        return {"input_ids": ids[0] if isinstance(texts, str) else ids}
+
+    def decode(self, ids, **_):
+        return "".join(chr(int(i) - 3 + ord("a")) for i in ids if 3 <= int(i) < 29)
+
+
+def test_log_probabilities_are_in_order_and_those_of_each_text_alone(model):
+    texts = ["abc", "z", "abcdefg", "ab", "zzzz"]
+    expected = [-nats_of(model, [0, *Letters()(t)["input_ids"], 0][: LENGTH + 1]) for t in texts]
+    assert log_probabilities(model, Letters(), texts, batch_tokens=12) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tie_counts_half(model):
+    low, high = sorted(["abc", "xyz"], key=lambda t: nats_of(model, [0, *Letters()(t)["input_ids"], 0]), reverse=True)
+    pairs = [MinimalPair(high, low, "right"), MinimalPair(low, high, "wrong"), MinimalPair("ab", "ab", "tie")]
+    assert score_pairs(model, Letters(), pairs) == {"all": 0.5, "right": 1.0, "tie": 0.5, "wrong": 0.0}
+
+
+def test_samples_are_seeded_and_leave_the_generators_alone(model):
+    before = torch.get_rng_state()
+    one, two = (sample(model, Letters(), ["ab", "abcdefghij"], seed=3) for _ in range(2))
+    assert one == two
+    assert one[0].startswith("ab")
+    assert torch.equal(before, torch.get_rng_state())
