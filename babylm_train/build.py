@@ -62,6 +62,8 @@ def parts(config: DictConfig) -> Parts:
         InputError: naming the group or key.
     """
     checks.check_targets(checks.plain(config), checks.ALLOWED)
+    if config.seed < 0:
+        raise InputError(f"seed must not be negative, got {config.seed}")
     built = Parts(
         source=_instantiate(config, "data"),
         tokenizer=_instantiate(config, "tokenizer"),
@@ -79,6 +81,8 @@ def parts(config: DictConfig) -> Parts:
 
 
 def _instantiate(config: DictConfig, group: str) -> Any:
+    if group not in config:
+        raise InputError(f"{group}: the group is missing")
     for key, target in _targets(checks.plain(config)[group], group):
         checks.resolve(target, key)
     try:
@@ -109,18 +113,28 @@ def _rehearse(built: Parts) -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
         optimizer = built.optimizer([weight])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
     try:
         built.scheduler(optimizer, built.options.max_steps or UNKNOWN_LENGTH)
     except TypeError as error:
         raise InputError(f"scheduler: {error}") from error
-    config = built.model.keywords.get("config")
-    if config is not None:
-        try:
-            config()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"model.config: {str(error).splitlines()[0]}") from error
+    try:  # sizes that do not fit show when the model is built, or used
+        with torch.device("meta"):
+            model = built.model(tokenizer=_AnyTokenizer(), max_length=4)
+            seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
+        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+
+
+class _AnyTokenizer:
+    """What a model is built for in a rehearsal."""
+
+    bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
+
+    def __len__(self) -> int:
+        return 8
 
 
 def device_of(options: TrainerOptions) -> torch.device:
@@ -136,7 +150,7 @@ def device_of(options: TrainerOptions) -> torch.device:
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(options.device)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"trainer.device={options.device} is not available: {str(error).splitlines()[0]}") from error
     return device
@@ -225,7 +239,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         options=options,
         directory=directory,
         logger=built.logger,
-        identity={"hashes": hashes, "config": checks.essential(values)},
+        identity={"hashes": hashes, "config": checks.essential(values), "resume": config.resume},
         should_stop=should_stop,
     )
     return Run(trainer, tokenizer, corpus, values, checks.config_hash(config), directory.name, config.study)

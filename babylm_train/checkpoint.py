@@ -53,7 +53,9 @@ class Checkpoints:
         """
         with _storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            _write(probe := self.directory / f".probe.{os.getpid()}", b"x")
+            for left in self.directory.glob(".*.tmp"):  # by a process that was killed
+                left.unlink()
+            _write(probe := self.directory / f".probe.{os.getpid()}.tmp", b"x")
             probe.unlink()
         have = sum(p.stat().st_size for p in self.directory.glob("*.pt"))
         free, need = shutil.disk_usage(self.directory).free, size * (self.keep_last + 2)
@@ -90,8 +92,8 @@ class Checkpoints:
                 return path, content
         return None
 
-    def best(self, update: int) -> dict[str, Any]:
-        """The content of the best checkpoint, which must be of `update`.
+    def best(self, update: int) -> tuple[Path, dict[str, Any]]:
+        """The best checkpoint, which must be of `update`, and its content.
 
         Raises:
             StorageError: it is missing, damaged or another one.
@@ -99,11 +101,26 @@ class Checkpoints:
         for path in [self.directory / BEST, *self._by_age()]:
             content = self._verified(path) if path.exists() else None
             if content is not None and content["state"]["update"] == update:
-                return content
+                return path, content
         raise StorageError(
             f"{self.directory / BEST} of update {update} is missing or damaged, and no other copy of it is left: "
             f"delete {self.directory.parent} to run again"
         )
+
+    def adopt_best(self, source: Path) -> None:
+        """Makes `source`, a checkpoint that verified, the best one here."""
+        target = self.directory / BEST
+        with _storage_errors(target):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _replace(target, hashlib.sha256(source.read_bytes()).hexdigest(), lambda aside: _link(source, aside))
+
+    def forget_after(self, update: int) -> None:
+        """Removes step and epoch checkpoints of later updates, so that a run taken back does not jump ahead again."""
+        for path in self._by_age():
+            content = self._verified(path)
+            if content is not None and content["state"]["update"] > update:
+                path.unlink()
+                _hash_file(path).unlink(missing_ok=True)
 
     def _by_age(self) -> list[Path]:
         files = [p for p in self.directory.glob("checkpoint_*.pt") if p.name != BEST]
@@ -212,9 +229,9 @@ def _link(source: Path, aside: Path) -> None:
     try:
         os.link(source, aside)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
             raise
-        shutil.copyfile(source, aside)  # a file system without hard links
+        shutil.copyfile(source, aside)  # another file system, or one without hard links
 
 
 def _sync_folder(folder: Path) -> None:

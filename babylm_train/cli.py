@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import config as checks
-from babylm_train.errors import InputError, PreemptedError, RunError, fail, one_line
+from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
 
 failures: list[RunError] = []  # of this process's jobs: a sweep goes on, and ends with an exit code that is not 0
 
@@ -37,6 +37,8 @@ def main() -> None:
         fail(InputError(checks.explain(error, sys.argv[1:])))
     except RunError as error:
         fail(error)
+    except OSError as error:  # Hydra's own folders
+        fail(StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -64,10 +66,6 @@ def task(config: DictConfig) -> float:
     try:
         return _job(config, directory, config_hash)["val_loss"]
     except RunError as error:
-        from babylm_train.run import record_failure
-
-        if (directory / "config.yaml").exists():
-            record_failure(directory, error, config_hash)
         print(f"error: {f'{directory.name}: ' if multirun else ''}{one_line(error)}", file=sys.stderr)
         if isinstance(error, PreemptedError):
             sys.exit(error.exit_code)  # the rest of a sweep as well
@@ -77,19 +75,21 @@ def task(config: DictConfig) -> float:
 
 def _job(config: DictConfig, directory: Path, config_hash: str) -> dict[str, Any]:
     from babylm_train import build
-    from babylm_train.run import claimed, execute, preemptible, table
+    from babylm_train.run import Preemption, claimed, execute, record_failure, table
 
-    with claimed(directory):
+    with claimed(directory), Preemption() as preemption:
         _refuse_other(config, directory)
         done = finished(directory, config_hash)
         if done is not None:
             print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
             return done
-        with preemptible() as should_stop:
-            built = build.parts(config)
-            run = build.build(config, directory, built, should_stop)
-            (directory / "config.yaml").write_text(build.saved_config(config), encoding="utf8")
-            result = execute(run, directory, config.resume)
+        run = build.build(config, directory, build.parts(config), preemption)
+        try:
+            result = execute(run, directory, config.resume, build.saved_config(config), preemption)
+        except RunError as error:
+            if not isinstance(error, InputError):
+                record_failure(directory, error, config_hash)
+            raise
     print(f"{directory}\n{table(result)}", flush=True)
     return result
 

@@ -100,11 +100,12 @@ def check_command_line(
     Raises:
         InputError: naming the key, with the nearest existing one where there is one.
     """
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
-        raise InputError(_first_line(error)) from error
     with _composer(config_dir) as make:
+        try:
+            loader = GlobalHydra.instance().config_loader()  # for glob(*)
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+        except HydraException as error:
+            raise InputError(_first_line(error)) from error
         swept = make(config_name, _spread(overrides)[0]).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in overrides}
     if twice := [key for key in swept if key in given]:

@@ -49,6 +49,8 @@ def causal_lm(
     }
     if own_dropout:
         sizes |= {"resid_pdrop": dropout, "embd_pdrop": dropout}
+    if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
+        raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
     tokens = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")}
     model = AutoModelForCausalLM.from_config(config(**sizes, **tokens), attn_implementation="sdpa")
     if not own_dropout and dropout:

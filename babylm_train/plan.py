@@ -265,11 +265,12 @@ def _preview(
     while len(parts) < run.epochs and done < run.total_updates:
         part = run.prepare_epoch(len(parts))
         parts.append(part)
-        first, done = done + 1, done + part.updates
-        for update in range(first, done + 1):
-            if loss and (update == done or (eval_every and update % eval_every == 0)):
+        for update in range(1, part.updates + 1):
+            if loss and (update == part.updates or (eval_every and (done + update) % eval_every == 0)):
                 validations += 1
-                run.report_performance(loss(validations), update / run.total_updates)
+                at = (len(parts), 0) if update == part.updates else (part.epoch, update)
+                run.report_performance(loss(validations), run.progress_at(*at))
+        done += part.updates
     return parts
 
 

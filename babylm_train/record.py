@@ -69,7 +69,10 @@ class Record:
 
     def curves(self) -> Path:
         """Draws curves.png: losses, perplexity, learning rate and gradient norm over updates."""
-        return draw_curves(self.lines(), self.directory / "curves.png")
+        try:
+            return draw_curves(self.lines(), self.directory / "curves.png")
+        except OSError as error:
+            raise StorageError(f"cannot write {self.directory / 'curves.png'}: {error.strerror}") from error
 
     @staticmethod
     def _append(path: Path, values: dict[str, Any]) -> None:
@@ -81,7 +84,7 @@ class Record:
 
 
 def find_checkpoint(resume: str) -> Path:
-    """The checkpoint that `resume` names: a file, or the newest of a run's directory.
+    """What `resume` names: a checkpoint, or the folder of checkpoints of a run's directory.
 
     Raises:
         InputError: there is none.
@@ -89,16 +92,15 @@ def find_checkpoint(resume: str) -> Path:
     path = Path(resume)
     if path.is_dir():
         folder = path if path.name == "checkpoints" else path / "checkpoints"
-        found = sorted(folder.glob("checkpoint_*.pt"), key=lambda p: p.stat().st_mtime_ns)
-        if found:
-            return found[-1]
+        if any(folder.glob("checkpoint_*.pt")):
+            return folder
     if not path.is_file():
         raise InputError(f"resume={resume}: no checkpoint there")
     return path
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file by rename, so that a reader never sees half of it.
+def write_text(path: Path, text: str) -> None:
+    """Writes a file by rename, so that nobody ever sees half of it.
 
     Raises:
         StorageError: the folder is not writable or full.
@@ -106,10 +108,20 @@ def write_json(path: Path, values: Any) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+        with aside.open("w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a JSON file by rename; errors as write_text."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> Path:

@@ -8,19 +8,20 @@ import platform
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from babylm_train.checkpoint import load
-from babylm_train.errors import InputError, RunError, StorageError
+from babylm_train.checkpoint import Checkpoints, load
+from babylm_train.errors import InputError, PreemptedError, RunError, StorageError
 from babylm_train.evaluate import PROMPTS, sample, score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
-from babylm_train.record import find_checkpoint, write_json
+from babylm_train.record import find_checkpoint, write_json, write_text
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
@@ -55,70 +56,107 @@ def claimed(directory: Path) -> Iterator[None]:
         lock.release()  # the file stays: removing it could let two others in
 
 
-@contextlib.contextmanager
-def preemptible() -> Iterator[Callable[[], bool]]:
-    """A question, `should I stop?`, that SIGTERM and SIGUSR1 answer with yes; the handlers are put back afterwards."""
-    asked = threading.Event()
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def execute(run: Run, directory: Path, resume: str | None) -> dict[str, Any]:
-    """Trains `run` to its end in `directory` and writes result.json; returns what it holds.
+class Preemption:
+    """SIGTERM and SIGUSR1 while it is entered: `training` stops after the current update, anything else at once.
 
     Raises:
-        RunError: as its kind says; result.json then holds its status and cause, the checkpoints stay.
+        PreemptedError: from the handler, where there is nothing to save.
     """
-    trainer = run.trainer
-    size = 12 * count_parameters(trainer.model)
-    trainer.checkpoints.check(size)
+
+    def __init__(self) -> None:
+        self.asked = self.training = False
+        self.old: dict[int, Any] = {}
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, *_: object) -> None:
+        self.asked = True
+        if not self.training:
+            raise PreemptedError("preempted outside training: nothing to save; the same command continues")
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def execute(run: Run, directory: Path, resume: str | None, config: str, preemption: Preemption) -> dict[str, Any]:
+    """Trains `run` to its end in `directory` and writes its result.json; returns what that holds.
+
+    Args:
+        resume: as configured. config: what config.yaml is to hold. preemption: entered by the caller.
+
+    Raises:
+        InputError: `resume` names no checkpoint of this run; nothing was written.
+        RunError: as its kind says; the checkpoints stay.
+    """
+    trainer, state = run.trainer, run.trainer.state
+    start = find_start(trainer, directory, resume)
+    trainer.checkpoints.check(12 * count_parameters(trainer.model))
+    write_text(directory / "config.yaml", config)
     plan = plan_of(run)
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
-    restore(trainer, directory, resume)
-    state = trainer.state
-    if state.update:
+    if start is not None:
+        restore(trainer, *start)
+        state = trainer.state
         print(f"resumed at update {state.update} of {trainer.curriculum.total_updates}", flush=True)
     state.run_id = trainer.logger.start(
         directory, name=run.name, group=run.study, config=run.config, run_id=state.run_id, step=state.update
     )
     try:
+        preemption.training = True
         trainer.train()
+        preemption.training = False
         result = {**summary(run), **finish(run, directory)}
+        trainer.record.curves()
+        trainer.record.result(result)
     except RunError as error:
         trainer.logger.finish({"status": type(error).__name__}, exit_code=error.exit_code)
         raise
-    trainer.record.curves()
-    trainer.record.result(result)
     trainer.logger.finish({k: v for k, v in result.items() if isinstance(v, (int, float, str))})
     return result
 
 
-def restore(trainer: Trainer, directory: Path, resume: str | None) -> None:
-    """Loads the newest checkpoint of `directory` that verifies, or the one `resume` names; neither: a fresh start.
+def find_start(trainer: Trainer, directory: Path, resume: str | None) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its content; None for a fresh start. Writes nothing.
+
+    It is the newest here that verifies, or the one that `resume` names: from another run only until this one has
+    checkpoints of its own, from this run only until the command that took it back has saved again.
 
     Raises:
         InputError: `resume` names no checkpoint, or one of another run.
     """
     own = trainer.checkpoints.newest()
-    if resume is not None:
+    chosen = own
+    if resume is not None and (own is None or own[1].get("resume") != resume):
         path = find_checkpoint(resume)
-        inside = path.resolve().is_relative_to(directory.resolve())
-        if inside:
-            own = path, load(path)
-        elif own is None:
-            content = load(path)
-            trainer.check_compatible(content)
-            _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
-            own = path, content
-    if own is not None:
-        trainer.load_checkpoint(own[1])
+        named = (path, load(path)) if path.is_file() else Checkpoints(path, 1).newest()
+        if named is None:
+            raise InputError(f"resume={resume}: no checkpoint there verifies")
+        if own is None or path.resolve().is_relative_to(directory.resolve()):
+            chosen = named
+    if chosen is not None:
+        trainer.check_compatible(chosen[1])
+    return chosen
+
+
+def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
+    """Loads the checkpoint `path`, with the record and the best checkpoint it refers to where it is another run's."""
+    own, state = trainer.checkpoints, content["state"]
+    if path.parent.resolve() != own.directory.resolve():
+        _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
+        if state["best_update"] not in (0, state["update"]):
+            own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
+    own.forget_after(state["update"])
+    if state["best_update"] == state["update"] != 0:
+        own.adopt_best(path)  # a kill may have come between the two names
+    trainer.load_checkpoint(content)
 
 
 def _copy_record(source: Path, target: Path, size: int) -> None:
@@ -136,7 +174,7 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
     trainer, model = run.trainer, run.trainer.model
     if trainer.options.export == "best" and trainer.state.best_update != trainer.state.update:
-        model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)["model"])
+        model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)[1]["model"])
     final = trainer.evaluate()
     export(run, directory / "model")
     samples = sample(model, run.tokenizer, seed=run.config["seed"])
@@ -156,13 +194,14 @@ def export(run: Run, folder: Path) -> None:
     """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         run.trainer.model.save_pretrained(aside)
         run.tokenizer.save_pretrained(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

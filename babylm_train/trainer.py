@@ -183,19 +183,19 @@ class Trainer:
         targets = sum(batch.tokens for batch in batches)
         for _ in range(MAX_SKIPPED):
             nats = torch.zeros((), dtype=torch.float64, device=self.device)
-            with _memory_errors(batches[0]):
+            with _memory_errors(len(batches[0].inputs), self.max_length):
                 for batch in batches:
                     ready = self.objective.prepare(batch).to(self.device)
                     with self.precision.autocast(self.device):
                         loss = self.objective(self.forward, ready)
                     self.scaler.scale(loss / targets).backward()
                     nats += loss.detach()
-            self.scaler.unscale_(self.optimizer)
-            norm = clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
-            finite = bool(torch.isfinite(norm) & torch.isfinite(nats))
-            if finite:
-                self.scaler.step(self.optimizer)
-            self.scaler.update()
+                self.scaler.unscale_(self.optimizer)
+                norm = clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
+                finite = bool(torch.isfinite(norm) & torch.isfinite(nats))
+                if finite:
+                    self.scaler.step(self.optimizer)
+                self.scaler.update()
             if finite and _due(state.update + 1, self.options.log_every):
                 self.logger.log_gradients(self.model, state.update + 1)
             self.optimizer.zero_grad(set_to_none=True)
@@ -215,7 +215,8 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Exact loss over the validation split, in float32."""
-        return evaluate(self.model, self.objective, self.validation, self.options.batch_size)
+        with _memory_errors(self.options.batch_size, self.max_length):
+            return evaluate(self.model, self.objective, self.validation, self.options.batch_size)
 
     def save_checkpoint(self, names: list[str]) -> Path:
         """Everything an exact resume needs, under each of `names`."""
@@ -317,7 +318,7 @@ class Trainer:
         values = {f"val/{name}": value for name, value in values.items()}
         self.record.log(**self._clock(), **values)
         self.logger.log(values, state.update)
-        self.curriculum.report_performance(result.loss, state.update / self.curriculum.total_updates)
+        self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
         state.evaluated, state.val_loss = state.update, result.loss
         state.perplexity, state.bits_per_byte = result.perplexity, result.bits_per_byte
         if state.stop_loss is None or result.loss < state.stop_loss - stopping.min_delta:
@@ -361,13 +362,12 @@ def _check(name: str, ok: bool, wanted: str, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def _memory_errors(batch: Batch) -> Iterator[None]:
+def _memory_errors(rows: int, length: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise
-        rows, length = batch.inputs.shape
         detail = next(line for line in str(error).splitlines() if line.strip())
         raise OutOfMemory(
             f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "

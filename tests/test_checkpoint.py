@@ -32,7 +32,7 @@ def test_the_newest_two_and_the_best_stay(store):
     for update in range(1, 7):
         save(store, update, best=update == 2)
     assert updates(store) == [5, 6]
-    assert store.best(2)["state"]["update"] == 2
+    assert store.best(2)[1]["state"]["update"] == 2
     assert store.newest()[1]["state"]["update"] == 6
     assert len(list(store.directory.iterdir())) == 6  # three files and their hashes, nothing aside
 
@@ -62,7 +62,7 @@ def test_a_damaged_best_is_found_in_its_other_copy_or_named(store):
     raw = best.read_bytes()
     best.unlink()
     best.write_bytes(raw[:-1] + b"x")  # a file of its own now
-    assert store.best(1)["state"]["update"] == 1
+    assert store.best(1)[1]["state"]["update"] == 1
     save(store, 3)
     with pytest.raises(StorageError, match=r"checkpoint_best\.pt of update 1 is missing or damaged"):
         store.best(1)
@@ -83,7 +83,7 @@ def test_a_failed_save_leaves_every_earlier_checkpoint(store, monkeypatch, error
             save(store, 2, best=True)
     after = {p.name: p.read_bytes() for p in store.directory.iterdir()}
     assert all(after[name] == data for name, data in before.items() if name.endswith(".pt"))
-    assert store.best(1)["state"]["update"] == 1
+    assert store.best(1)[1]["state"]["update"] == 1
     assert load(store.directory / BEST)["state"]["update"] == 1
     assert not [n for n in after if n.endswith(".tmp")]
 

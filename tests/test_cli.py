@@ -49,6 +49,18 @@ BAD = {
     "trainer.batch_size=1.5": "trainer.batch_size must be a whole number, got 1.5",
     "trainer.epochs=": "trainer.epochs must be a whole number, got ''",
     "~trainer.epochs": "trainer: missing 1 required positional argument: 'epochs'",
+    "seed=-1": "seed must not be negative, got -1",
+    "seed=-1 data.seed=0": "seed must not be negative, got -1",
+    "optimizer.betas=[0.9]": "optimizer: list index out of range",
+    "model.config.n_head=0": "model: ",
+    "model.config.activation_function=foo": "model: ",
+    "model=modern_nano model.config.num_key_value_heads=3": "model: ",
+    "+model.config.vocab_size=10": "model.config.vocab_size is not free",
+    "data.max_length=1": "data.max_length must be at least 2 tokens, got 1",
+    "trainer.device=meta": "trainer.device=meta is not available",
+    "~logger": "logger: the group is missing",
+    "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps must be null",
+    "hydra.run.dir=/proc/none/a": "cannot write /proc/none",
     "seed=null": "seed must be int, got None",
     "trainer=3": "Config group override must be a string or a list. Got int",
     "trainer.early_stopping=3": "trainer.early_stopping is a group of keys (_target_, patience, min_delta), got 3",
@@ -85,8 +97,9 @@ BAD = {
 @pytest.mark.parametrize("arguments", BAD)
 def test_bad_input_is_one_line_exit_2_and_nothing_written(run, tmp_path, arguments):
     small = [] if "data=text" in arguments else ["data.words=3000"]
-    code, _, err = run(*arguments.split(), *small, "logger=none", "hydra.run.dir=out", "hydra.sweep.dir=out")
-    assert code == 2
+    where = [] if "run.dir" in arguments else ["hydra.run.dir=out", "hydra.sweep.dir=out"]
+    code, _, err = run(*arguments.split(), *small, "logger=none", *where)
+    assert code == (4 if where == [] else 2)
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -118,6 +131,7 @@ def test_a_run_from_nothing_and_again(run, tmp_path):
     code, _, err = run(*SMALL, "optimizer=adamw", "scheduler=cosine", "trainer.max_steps=12", "hydra.run.dir=a")
     assert code == 2
     assert "a is of another configuration: optimizer._target_" in err
+    assert (tmp_path / "a/result.json").stat().st_mtime_ns == before
 
 
 RELOAD = """
@@ -221,6 +235,19 @@ def test_a_second_run_in_one_directory_is_refused(run, tmp_path):
         code, _, err = run(*SMALL, "hydra.run.dir=a")
     assert code == 2
     assert "a is in use by another run" in err
+
+
+def test_a_refused_resume_writes_nothing(run, tmp_path):
+    assert run(*SMALL, "trainer.max_steps=4", "hydra.run.dir=a")[0] == 0
+    code, _, err = run(*SMALL, "trainer.max_steps=4", "optimizer.lr=0.01", "resume=a", "hydra.run.dir=b")
+    assert code == 2
+    assert "the checkpoint is of another configuration: optimizer.lr is 0.0003 there, 0.01 here" in err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_glob_sweeps_over_every_option(run, tmp_path):
+    assert run("-m", *SMALL, "optimizer=glob(ad*)", "trainer.max_steps=2", "study=s")[0] == 0
+    assert len(list((tmp_path / "multirun_outputs/s").glob("*/result.json"))) == 2
 
 
 def test_help_and_config_need_no_heavy_import():

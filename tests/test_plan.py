@@ -46,7 +46,6 @@ RUNS = {
     "steps": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 7}),
     "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
     "single pass": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass"}),
-    "single pass, steps": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass", "max_steps": 5}),
 }
 
 

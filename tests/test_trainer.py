@@ -2,15 +2,20 @@
 
 import copy
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
-from babylm_train.checkpoint import load
+from babylm_train.checkpoint import BEST, load
 from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
 from babylm_train.errors import DivergedError, InputError, PreemptedError
+from babylm_train.evaluate import summarise
+from babylm_train.objective import CausalObjective
 from babylm_train.precision import Precision
+from babylm_train.run import find_start, restore
 from babylm_train.scheduler import constant
 from babylm_train.trainer import EarlyStopping, TrainerOptions
 from babylm_train.types import IGNORE, Batch
@@ -72,6 +77,13 @@ def test_budget_tokens_and_words(make_trainer):
     assert trainer.scheduler.get_last_lr()[0] == 0.0
 
 
+class Drawing(CausalObjective):
+    """An objective that draws from Python's and NumPy's global generators, as a user's own may."""
+
+    def __call__(self, model, batch):
+        return super().__call__(model, batch) * (1 + 1e-3 * random.random() * np.random.rand())
+
+
 def final(trainer):
     optimizer = trainer.optimizer.state_dict()["state"]
     tensors = [*trainer.model.state_dict().values(), *(t for s in optimizer.values() for t in s.values())]
@@ -85,6 +97,8 @@ ADAPTIVE = {
         "schedule": PerformanceSchedule(epochs=3, start_threshold=0.3, end_threshold=1.0),
         "eval_every": 2,
     },
+    "scaled": lambda: {"precision": Precision("float32", "highest", True, initial_scale=2.0**127, growth_interval=3)},
+    "drawing": lambda: {"objective": Drawing()},
     "dynamic": lambda: {
         "strategy": DynamicCurriculum(LengthBasedCurriculum()),
         "schedule": LinearSchedule(epochs=3, start_threshold=0.3, end_threshold=1.0),
@@ -98,6 +112,7 @@ ADAPTIVE = {
 def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind, stops):
     """Dropout and accumulation on; stopped mid-epoch and at epoch ends; log window cut by the stop."""
     whole = make_trainer("whole", **ADAPTIVE[kind]())
+    seed_all(7)
     whole.train()
     for stop in stops:
         part = make_trainer("part", **ADAPTIVE[kind]())
@@ -105,24 +120,25 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind
         found = part.checkpoints.newest()
         if found:
             part.load_checkpoint(found[1])
-        torch.manual_seed(99) if not found else None  # generators come from the checkpoint
-        if not found:
-            torch.set_rng_state(make_and_rng(make_trainer, kind))
+        else:
+            seed_all(7)
         with pytest.raises(PreemptedError):
             part.train()
     last = make_trainer("part", **ADAPTIVE[kind]())
-    torch.manual_seed(12345)
+    seed_all(12345)  # the generators come from the checkpoint
     last.load_checkpoint(last.checkpoints.newest()[1])
     last.train()
     (tensors, metrics), (expected, expected_metrics) = final(last), final(whole)
     assert metrics == expected_metrics
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
     assert last.state == whole.state
+    assert last.scaler.state_dict() == whole.scaler.state_dict()
 
 
-def make_and_rng(make_trainer, kind):
-    make_trainer("scratch", **ADAPTIVE[kind]())
-    return torch.get_rng_state()
+def seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def test_a_loss_that_is_no_number_changes_no_weight(make_trainer):
@@ -174,11 +190,6 @@ def test_endless_overflow_is_divergence(make_trainer):
 def test_early_stopping_counts_over_a_resume(make_trainer):
     losses = iter([5.0, 4.0, 4.05, 3.95, 3.99])
     trainer = make_trainer(epochs=9, early_stopping=EarlyStopping(patience=3, min_delta=0.1))
-
-    def scripted(trainer, values):
-        from babylm_train.evaluate import summarise
-
-        trainer.evaluate = lambda: summarise(next(values), 1, 1, 1)
 
     scripted(trainer, losses)
     trainer.should_stop = lambda: trainer.state.epoch == 4
@@ -237,3 +248,60 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(make_trainer):
 def test_options_out_of_range_name_their_key(change, message):
     with pytest.raises(InputError, match=message):
         TrainerOptions(**{"epochs": 1, "batch_size": 1, **change})
+
+
+def scripted(trainer, losses):
+    values = iter(losses)
+    trainer.evaluate = lambda: summarise(next(values), 1, 1, 1)
+
+
+def test_killed_between_a_checkpoint_and_its_name_as_the_best(make_trainer):
+    """step_2 is the best and says so, but checkpoint_best.pt never came: resuming gives it its name."""
+    first = make_trainer(eval_every=2, max_steps=8, epochs=1, keep_last=1)
+    scripted(first, [1.0])
+    first.should_stop = lambda: first.state.update == 2
+    with pytest.raises(PreemptedError):
+        first.train()
+    (first.checkpoints.directory / BEST).unlink()
+    second = make_trainer(eval_every=2, max_steps=8, epochs=1, keep_last=1)
+    restore(second, *find_start(second, second.record.directory, None))
+    scripted(second, [2.0, 3.0, 4.0])
+    second.train()
+    assert second.checkpoints.best(2)[1]["state"]["update"] == 2
+
+
+def test_resumed_elsewhere_the_best_checkpoint_comes_along(make_trainer):
+    first = make_trainer("first", eval_every=2, max_steps=8, epochs=1, save_every=1)
+    scripted(first, [1.0, 2.0])
+    first.should_stop = lambda: first.state.update == 5
+    with pytest.raises(PreemptedError):
+        first.train()
+    second = make_trainer("second", eval_every=2, max_steps=8, epochs=1)
+    start = find_start(second, second.record.directory, str(first.record.directory))
+    restore(second, *start)
+    scripted(second, [3.0, 4.0])
+    second.train()
+    assert second.state.best_update == 2
+    assert second.checkpoints.best(2)[0].name == BEST
+
+
+def test_taken_back_to_an_older_checkpoint_it_does_not_jump_ahead(make_trainer):
+    options = {"max_steps": 8, "epochs": 1, "save_every": 1, "keep_last": 9}
+    whole = make_trainer(**options)
+    whole.train()
+    expected = final(whole)
+    older = str(whole.checkpoints.directory / "checkpoint_step_3.pt")
+    back = make_trainer(identity={"resume": older}, **options)
+    restore(back, *find_start(back, back.record.directory, older))
+    assert back.state.update == 3
+    assert back.checkpoints.newest()[1]["state"]["update"] == 3
+    back.should_stop = lambda: back.state.update == 5
+    with pytest.raises(PreemptedError):
+        back.train()
+    again = make_trainer(identity={"resume": older}, **options)  # the same command: on from 5, not back to 3
+    restore(again, *find_start(again, again.record.directory, older))
+    assert again.state.update == 5
+    again.train()
+    (tensors, metrics), (expected_tensors, expected_metrics) = final(again), expected
+    assert metrics == expected_metrics
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected_tensors, strict=True))

@@ -67,6 +67,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "logger": NoLogger(),
         "identity": None,
         "scores": None,
+        "objective": CausalObjective(),
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
     options = TrainerOptions(
@@ -87,7 +88,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     optimizer = parts["optimizer"](model.parameters())
     return Trainer(
         model,
-        CausalObjective(),
+        parts["objective"],
         optimizer,
         parts["scheduler"](optimizer, curriculum.total_updates),
         parts["precision"],

@@ -49,6 +49,8 @@ class CurriculumTrainingManager:
             raise InputError(f"curriculum.pacing must be one of {', '.join(PACINGS)}, got {pacing}")
         if threshold_on not in THRESHOLDS_ON:
             raise InputError(f"curriculum.threshold_on must be one of {', '.join(THRESHOLDS_ON)}, got {threshold_on}")
+        if seed < 0:
+            raise InputError(f"curriculum.seed must not be negative, got {seed}")
         if min_pool < 1:
             raise InputError(f"curriculum.min_pool must be at least 1, got {min_pool}")
         self.strategy, self.schedule, self.pacing, self.threshold_on = strategy, schedule, pacing, threshold_on
@@ -108,6 +110,8 @@ class CurriculumTrainingManager:
             )
 
     def _fix_budget(self, max_steps: int | None) -> None:
+        if self.pacing == "single_pass" and max_steps:
+            raise InputError("curriculum.pacing=single_pass is sized by trainer.epochs: trainer.max_steps must be null")
         per_epoch = [int(self.cumulative_targets[-1])] * self.epochs
         if self.pacing == "single_pass":
             at = [self.progress(epoch) for epoch in range(self.epochs)]
@@ -119,7 +123,7 @@ class CurriculumTrainingManager:
             updates = [b - a for a, b in pairwise(bounds_at)]
             per_epoch = [n * self.targets_per_update for n in updates]
         self.slice_targets, self.slice_updates = per_epoch, updates
-        self.total_updates = min(sum(updates), max_steps or sum(updates))
+        self.total_updates = sum(updates)
 
     def _updates(self, targets: int) -> int:
         rows = -(-targets // self.max_length)
@@ -157,7 +161,13 @@ class CurriculumTrainingManager:
         return (epoch + 1) / self.epochs - 1 / self.planned_epochs
 
     def prepare_epoch(self, epoch: int) -> EpochSlice:
-        """The pool of `epoch` and its order; the same again for an epoch that had begun before a resume."""
+        """The pool of `epoch` and its order; the same again for an epoch that had begun before a resume.
+
+        Raises:
+            InputError: `begin` was not called.
+        """
+        if not hasattr(self, "scores"):
+            raise InputError("CurriculumTrainingManager: call begin(scores, words, ...) before prepare_epoch")
         if epoch == len(self.records):
             self.records.append(self._record(epoch))
         record = self.records[epoch]
@@ -191,8 +201,7 @@ class CurriculumTrainingManager:
                 draw, position = draw + 1, 0
         targets = self.slice_targets[epoch]
         if self.pacing == "single_pass":
-            left = self.total_updates - sum(self._updates(r["targets"]) for r in self.records)
-            targets = min(pool_targets, left * self.targets_per_update)
+            targets = pool_targets
         return {
             "threshold": float(threshold),
             "admitted": admitted,
@@ -204,8 +213,14 @@ class CurriculumTrainingManager:
             "targets": targets,
         }
 
-    def report_performance(self, val_loss: float, progress: float) -> None:
-        """Tells the adaptive parts a validation loss, at the share of the budget spent."""
+    def progress_at(self, epoch: int, update: int) -> float:
+        """Share of the run when `update` updates of `epoch` are done: the clock that thresholds are read from."""
+        inside = update / self._updates(self.records[epoch]["targets"]) if update else 0.0
+        return (epoch + inside) / self.epochs
+
+    def report_performance(self, val_loss: float, progress: float | None = None) -> None:
+        """Tells the adaptive parts a validation loss, at a share of the run (default: the end of the current epoch)."""
+        progress = len(self.records) / self.epochs if progress is None else progress
         self.history.append((float(progress), float(val_loss)))
         if self.strategy.adaptive:
             self.strategy.update_difficulty_threshold(float(val_loss))

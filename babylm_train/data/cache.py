@@ -44,7 +44,8 @@ def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Pa
             if _intact(target):
                 return target
             aside = root / f".{kind}-{key}.{os.getpid()}"
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in root.glob(f".{kind}-{key}.[0-9]*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(target, ignore_errors=True)
             aside.mkdir()
             try:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from babylm_train.data import lexicon, pairs
-from babylm_train.data.corpus import Corpus, load_corpus
+from babylm_train.data.corpus import Corpus, check_options, load_corpus
 from babylm_train.data.grammar import NP, PERFECTIVE, Clause, Pair, Phrase, Pronoun, finite, held_out, noun, predicate
 from babylm_train.data.lexicon import Adjective, Noun, Verb, copula, nfc
 from babylm_train.errors import InputError
@@ -68,16 +68,19 @@ class Stories:
     max_length: int
     cache_dir: str
 
+    def __post_init__(self) -> None:
+        if self.words < 1:
+            raise InputError(f"data.words must be at least 1, got {self.words}")
+        check_options(
+            validation_share=self.validation_share, seed=self.seed, max_words=None, max_length=self.max_length
+        )
+
     def load(self) -> Corpus:
         """The corpus with its minimal pairs, from the cache if it was made before.
 
         Raises:
             InputError: a value is out of range; the message names the key.
         """
-        if self.words < 1:
-            raise InputError(f"data.words must be at least 1, got {self.words}")
-        if not 0 < self.validation_share < 1:
-            raise InputError(f"data.validation_share must be between 0 and 1, got {self.validation_share}")
         return load_corpus(
             lambda: ((Document(text, "stories") for text in generate(self.words, self.seed)), None),
             identity={"stories": self.words, "seed": self.seed, "grammar": _source_hash()},
