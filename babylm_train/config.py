@@ -163,9 +163,7 @@ def check_targets(node: Any, allowed: tuple[str, ...], at: str = "") -> None:
             if key in ("_target_", "()") or (at.startswith("hydra") and key == "class"):
                 patterns = (LOGGING_CLASSES,) if key == "class" else () if key == "()" else allowed + _extra()
                 if not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
-                    raise InputError(
-                        f"{here}={value} is not allowed: see SECURITY in the README for what may be named there"
-                    )
+                    raise InputError(f"{here}={value} is not allowed; the README says under Security what may be named")
             else:
                 check_targets(value, allowed, here)
     elif isinstance(node, list):
