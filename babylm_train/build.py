@@ -226,6 +226,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
     values = checks.plain(config)
     hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    hashes["validation"] = corpus.validation.fingerprint
     trainer = Trainer(
         model=model,
         objective=built.objective,

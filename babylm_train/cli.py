@@ -20,6 +20,7 @@ from babylm_train import config as checks
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
 
 failures: list[RunError] = []  # of this process's jobs: a sweep goes on, and ends with an exit code that is not 0
+studies: set[Path] = set()  # directories that this process's sweep wrote to
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def main() -> None:
             configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
             _check_values(configs)
         task()
+        for directory in studies:
+            _report(directory)
     except (HydraException, OmegaConfBaseException) as error:
         fail(InputError(checks.explain(error, sys.argv[1:])))
     except RunError as error:
@@ -44,6 +47,16 @@ def main() -> None:
         sys.exit(130)
     if failures:
         sys.exit(failures[0].exit_code)
+
+
+def _report(directory: Path) -> None:
+    """Writes the report of a sweep that ended, failed jobs or not; its own failure is said and hides nothing."""
+    from babylm_train.report import write_report
+
+    try:
+        print(f"report: {write_report(directory)}")
+    except RunError as error:
+        print(f"warning: no report: {one_line(error)}", file=sys.stderr)
 
 
 def _check_values(configs: list[DictConfig]) -> None:
@@ -63,6 +76,8 @@ def task(config: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
     multirun = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     config_hash = checks.config_hash(config)
+    if multirun:
+        studies.add(Path(HydraConfig.get().sweep.dir))
     try:
         return _job(config, directory, config_hash)["val_loss"]
     except RunError as error:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -230,12 +231,22 @@ def summary(run: Run) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} ({platform.machine()})",
+        "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
+
+
+def _commit() -> str | None:
+    """The commit this package is run from, `-dirty` with local changes; None outside a git checkout of its own."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    call = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def table(result: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ def run(tmp_path, monkeypatch, capsys):
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments, f"data.cache_dir={cache}"])
         cli.failures.clear()
+        cli.studies.clear()
         try:
             cli.main()
             code = 0
@@ -168,7 +169,10 @@ def test_a_sweep_shares_a_directory_without_collisions(run, tmp_path):
     results = [json.loads((p / "result.json").read_text()) for p in folders]
     assert len({r["config_hash"] for r in results}) == len(folders) == 4
     assert all(p.name.isascii() for p in folders)
-    assert run(*sweep)[1].count("finished already") == 4
+    again = run(*sweep)[1]
+    assert again.count("finished already") == 4
+    assert "report: " in again
+    assert {"report.html", "report.md", "results.csv"} <= {p.name for p in (tmp_path / "multirun_outputs/s").iterdir()}
 
 
 def test_a_diverging_job_does_not_take_the_others_down(run, tmp_path):

@@ -68,6 +68,7 @@ def test_every_option_trains_two_updates(option, workplace, monkeypatch):
     arguments += [] if option.startswith(("tokenizer", "experiment")) else ["tokenizer.vocab_size=420"]
     monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments])
     cli.failures.clear()
+    cli.studies.clear()
     cli.main()
     results = [json.loads(path.read_text()) for path in (workplace / name).rglob("result.json")]
     assert len(results) == (2 if option in SWEEPS else 1)

@@ -1,0 +1,104 @@
+"""The statistics of a study: what a few seeds say about a mean and about a difference, and what they cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+CONFIDENCE = 0.95
+ALPHA = 0.05
+POWER = 0.8
+ROUNDING = 1e-12  # a spread below this share of the values is their rounding, not a spread
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over seeds, in the unit of the values; NaN for whatever `n` values do not determine.
+
+    sd: with n - 1. low, high: the 95 % interval of the mean, from Student's t with n - 1 degrees of freedom.
+    """
+
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference(Summary):
+    """A mean of paired differences, and the paired t test that it is 0.
+
+    effect: d_z, the mean over the standard deviation of the differences (Cohen 1988, section 2.3.5). p: two-sided,
+    not adjusted; NaN without a spread to test against.
+    """
+
+    effect: float
+    p: float
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and interval; NaN throughout where a value is NaN or infinite."""
+    data = np.asarray(values, float)
+    if not len(data) or not np.isfinite(data).all():
+        return Summary(len(data), np.nan, np.nan, np.nan, np.nan)
+    mean = float(data.mean())
+    if len(data) == 1:
+        return Summary(1, mean, np.nan, np.nan, np.nan)
+    sd = _spread(data, float(np.abs(data).max()))
+    low, high = stats.t.interval(CONFIDENCE, len(data) - 1, mean, sd / np.sqrt(len(data))) if sd else (mean, mean)
+    return Summary(len(data), mean, sd, float(low), float(high))
+
+
+def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """The differences `values` - `baseline`, one a seed, in the same order.
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    a, b = np.asarray(values, float), np.asarray(baseline, float)
+    if a.shape != b.shape:
+        raise ValueError(f"{len(a)} values, {len(b)} of the baseline: not pairs")
+    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        found = summarise(np.subtract(a, b, where=np.isfinite(a) & np.isfinite(b), out=np.full(a.shape, np.nan)))
+        return Difference(found.n, found.mean, found.sd, found.low, found.high, np.nan, np.nan)
+    mean = float((a - b).mean())
+    sd = _spread(a - b, float(max(np.abs(a).max(), np.abs(b).max())))
+    if not sd:
+        return Difference(len(a), mean, 0.0, mean, mean, np.nan, np.nan)
+    test = stats.ttest_rel(a, b)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(len(a), mean, sd, float(interval.low), float(interval.high), mean / sd, float(test.pvalue))
+
+
+def _spread(data: np.ndarray, scale: float) -> float:
+    """Standard deviation with n - 1; 0 where it is only the rounding of numbers as large as `scale`."""
+    sd = float(data.std(ddof=1))
+    return sd if sd > ROUNDING * scale else 0.0
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for their number by Holm's step-down procedure (Holm 1979, Scand. J. Statist. 6, 65-70).
+
+    NaN stands for a test that was not made: it stays NaN and does not count.
+    """
+    values = np.asarray(p, float)
+    adjusted = values.copy()
+    order = np.argsort(values)[: np.isfinite(values).sum()]  # NaN sorts last
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
+    return [float(value) for value in adjusted]
+
+
+def detectable_effect(n: int, alpha: float = ALPHA, power: float = POWER) -> float:
+    """The smallest d_z that a two-sided paired t test over `n` seeds finds with probability `power`; NaN below 2 seeds.
+
+    The test statistic is noncentral t with n - 1 degrees of freedom and noncentrality d_z sqrt(n) (Cohen 1988, section
+    2.5); that it is significant in the wrong direction is left out, as it is far below any rounding here.
+    """
+    if n < 2:
+        return np.nan
+    critical = stats.t.isf(alpha / 2, n - 1)
+    return float(special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n))

@@ -1,0 +1,99 @@
+"""The statistics against scipy and against published examples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from babylm_train.statistics import detectable_effect, holm, paired, summarise
+
+# Extra hours of sleep under two drugs, the ten patients of Student (1908), "The probable error of a mean"; R's `sleep`.
+FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+
+def test_student_s_sleep_data():
+    """As R prints `t.test(extra ~ group, data = sleep, paired = TRUE)`."""
+    found = paired(FIRST, SECOND)
+    assert (found.n, round(found.mean, 10)) == (10, -1.58)
+    assert (round(found.low, 7), round(found.high, 7)) == (-2.4598858, -0.7001142)
+    assert round(found.p, 6) == 0.002833
+    assert found.effect * math.sqrt(10) == pytest.approx(-4.0621, abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_agrees_with_scipy(n):
+    a, b = np.random.default_rng(n).normal(3, 0.1, (2, n))
+    found, test = paired(a, b), stats.ttest_rel(a, b)
+    assert found.p == pytest.approx(test.pvalue, rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)), rel=1e-12)
+    assert found.effect == pytest.approx(test.statistic / math.sqrt(n), rel=1e-12)
+    alone = summarise(a)
+    assert (alone.mean, alone.sd) == pytest.approx((np.mean(a), np.std(a, ddof=1)), rel=1e-12)
+    assert (alone.low, alone.high) == pytest.approx(stats.t.interval(0.95, n - 1, np.mean(a), stats.sem(a)), rel=1e-12)
+
+
+def test_holm_on_a_published_example():
+    """The example of HDLSSkST 2.1.0 (an R package): of these seven, the third and the last are rejected at 0.05."""
+    p = [0.50, 0.01, 0.001, 0.69, 0.02, 0.05, 0.0025]
+    adjusted = holm(p)
+    assert adjusted == pytest.approx([1.0, 0.05, 0.007, 1.0, 0.08, 0.15, 0.015])
+    assert [value < 0.0499 for value in adjusted] == [False, False, True, False, False, False, True]
+
+
+def test_holm_never_decreases_and_leaves_out_what_was_not_tested():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    found = holm([math.nan, 0.02, 0.03])
+    assert math.isnan(found[0])
+    assert found[1:] == pytest.approx([0.04, 0.04])
+    assert holm([]) == []
+
+
+def test_detectable_effect_inverts_published_powers():
+    """Cohen (1988): d = 0.2, n = 60, alpha 0.10 has power .46 (p. 47); 40 pairs at d = 0.559 have .93 (p. 50)."""
+    assert round(detectable_effect(60, alpha=0.10, power=0.46), 2) == 0.2
+    d = 8 / (16 * math.sqrt(2 * (1 - 0.6)))
+    assert detectable_effect(40, power=0.9315248) == pytest.approx(d, abs=1e-6)
+    assert math.ceil(34 * (detectable_effect(34) / 0.5) ** 2) == 34  # the textbook's 34 pairs for d = 0.5
+    assert detectable_effect(33) > 0.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 40])
+def test_detectable_effect_has_its_power(n, alpha):
+    shift, df = detectable_effect(n, alpha) * math.sqrt(n), n - 1
+    assert stats.nct.sf(stats.t.isf(alpha / 2, df), df, shift) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_what_cannot_be_said_is_nan():
+    assert summarise([]).n == 0
+    assert math.isnan(summarise([]).mean)
+    one = summarise([2.0])
+    assert (one.n, one.mean) == (1, 2.0)
+    assert math.isnan(one.sd)
+    assert math.isnan(one.low)
+    for bad in (math.nan, math.inf):
+        assert math.isnan(summarise([1.0, bad]).mean)
+        assert math.isnan(paired([1.0, bad], [1.0, 2.0]).mean)
+        assert math.isnan(paired([bad, bad], [bad, 2.0]).p)
+    assert math.isnan(detectable_effect(1))
+    single = paired([2.0], [1.5])
+    assert (single.n, single.mean) == (1, 0.5)
+    assert math.isnan(single.p)
+    assert math.isnan(paired([], []).mean)
+    with pytest.raises(ValueError, match="not pairs"):
+        paired([1.0, 2.0], [1.0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_spread_no_test():
+    same = paired([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    assert (same.mean, same.sd, same.low, same.high) == (0, 0, 0, 0)
+    assert math.isnan(same.p)
+    shifted = paired([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])  # their differences vary in the 16th digit only
+    assert shifted.sd == 0
+    assert math.isnan(shifted.effect)
+    assert summarise([5, 5, 5]).low == 5
