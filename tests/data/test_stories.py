@@ -438,7 +438,7 @@ def test_bad_arguments_name_their_key(values, tmp_path):
         "max_length": 64,
         "cache_dir": str(tmp_path),
     } | values
-    with pytest.raises(InputError, match=f"data.{next(iter(values))} must be .*, got {next(iter(values.values()))}"):
+    with pytest.raises(InputError, match=f"data.{next(iter(values))} must .*, got {next(iter(values.values()))}"):
         Stories(**arguments).load()
 
 
