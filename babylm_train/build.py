@@ -64,6 +64,7 @@ def parts(config: DictConfig) -> Parts:
     checks.check_targets(checks.plain(config), checks.ALLOWED)
     if config.seed < 0:
         raise InputError(f"seed must not be negative, got {config.seed}")
+    _check_rates(config)
     built = Parts(
         source=_instantiate(config, "data"),
         tokenizer=_instantiate(config, "tokenizer"),
@@ -78,6 +79,17 @@ def parts(config: DictConfig) -> Parts:
     )
     _rehearse(built)
     return built
+
+
+def _check_rates(config: DictConfig) -> None:
+    """The commonest mistakes about learning rates, found before torch is imported."""
+    from babylm_train.scheduler import resolve_warmup
+
+    lr = config.get("optimizer", {}).get("lr")
+    if lr is not None and lr < 0:
+        raise InputError(f"optimizer.lr must not be negative, got {lr}")
+    scheduler, total = config.get("scheduler", {}), config.get("trainer", {}).get("max_steps")
+    resolve_warmup(total or UNKNOWN_LENGTH, scheduler.get("warmup_steps"), scheduler.get("warmup_ratio"))
 
 
 def _instantiate(config: DictConfig, group: str) -> Any:
