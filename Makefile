@@ -23,6 +23,9 @@ format: $(READY)
 sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one study directory
 	$(PY) -m babylm_train -m study=sweep optimizer=adamw,adam,sgd scheduler=linear,cosine,constant trainer.max_steps=20
 
+study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions, curricula, tokenizers, hpo; scale=small for a CPU
+	$(PY) -m babylm_train experiment=$* study=$*$(if $(scale),-$(scale) scale=$(scale)) $(args)
+
 clean:
 	rm -rf .venv multirun_outputs/.cache
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,23 +20,25 @@ from omegaconf.errors import OmegaConfBaseException
 from babylm_train import config as checks
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
 
-failures: list[RunError] = []  # of this process's jobs: a sweep goes on, and ends with an exit code that is not 0
-studies: set[Path] = set()  # directories that this process's sweep wrote to
-
 
 def main() -> None:
     """Entry point of `python -m babylm_train` and `babylm-train`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as exceptions, and leave as one line
+    # our launchers' fragments bear the names of the plugins' schemas on purpose: they are held against them
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     checks.register_resolvers()
     sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
-        if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
-            configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
-            _check_values(configs)
-        task()
-        for directory in studies:
-            _report(directory)
+        if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+            task()
+            return
+        configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
+        _check_values(configs)
+        if args.multirun or configs[0].hydra.mode == hydra.types.RunMode.MULTIRUN:
+            _sweep(configs[0])
+        else:
+            task()
     except (HydraException, OmegaConfBaseException) as error:
         fail(InputError(checks.explain(error, sys.argv[1:])))
     except RunError as error:
@@ -45,8 +48,33 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    if failures:
-        sys.exit(failures[0].exit_code)
+
+
+def _sweep(config: DictConfig) -> None:
+    """Runs the jobs of a study that are missing, then reports on all of it.
+
+    Raises:
+        SystemExit: a job failed; with the exit code of the first that did.
+        PreemptedError: this process was asked to stop; the running jobs have saved their states.
+    """
+    from babylm_train.study import sweep_in
+
+    directory = Path(config.hydra.sweep.dir)
+    with sweep_in(directory) as sweep:
+        if "n_trials" in config.hydra.sweeper:
+            from babylm_train.hpo import continued
+
+            with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
+                sys.argv += left
+                task()
+        else:
+            task()
+            while sweep.wait_for_others():
+                task()
+        failed = [outcome.exit_code for outcome in sweep.outcomes().values() if outcome.exit_code]
+    _report(directory)
+    if failed:
+        sys.exit(failed[0])
 
 
 def _report(directory: Path) -> None:
@@ -72,41 +100,83 @@ def _check_values(configs: list[DictConfig]) -> None:
 
 @hydra.main(config_path=str(checks.CONF), config_name="config", version_base="1.3")
 def task(config: DictConfig) -> float:
-    """One job: returns its best validation loss, infinity if it failed."""
+    """One job: returns its best validation loss; in a sweep infinity if it failed."""
     directory = Path(HydraConfig.get().runtime.output_dir)
-    multirun = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
-    config_hash = checks.config_hash(config)
-    if multirun:
-        studies.add(Path(HydraConfig.get().sweep.dir))
+    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
+        return _study_job(config, directory)
+    from babylm_train.run import record_failure
+    from babylm_train.study import Outcome
+
+    files = _files(config)
     try:
-        return _job(config, directory, config_hash)["val_loss"]
+        return _job(config, directory, files)
     except RunError as error:
-        print(f"error: {f'{directory.name}: ' if multirun else ''}{one_line(error)}", file=sys.stderr)
-        if isinstance(error, PreemptedError):
-            sys.exit(error.exit_code)  # the rest of a sweep as well
-        failures.append(error)
-        return math.inf
+        if not isinstance(error, InputError):
+            record_failure(directory, Outcome.of(error), files, checks.config_hash(config))
+        raise
 
 
-def _job(config: DictConfig, directory: Path, config_hash: str) -> dict[str, Any]:
+def _study_job(config: DictConfig, directory: Path) -> float:
+    """The same in a process of its own; how it ended is noted for the sweep, and its failure in its result.json."""
+    from babylm_train.run import record_failure
+    from babylm_train.study import Outcome, Sweep, isolated
+
+    study = Path(HydraConfig.get().sweep.dir).absolute()
+    sweep, name = Sweep.current(study), str(directory.relative_to(study))
+    if (before := sweep.outcome(name)) is not None:  # this is the sweep's second round, after jobs of others
+        return before.val_loss
+    config_hash = checks.config_hash(config)
+    if (done := finished(directory, config_hash)) is not None:
+        print(f"{directory}: finished already (validation loss {done['val_loss']:.4f})", flush=True)
+        sweep.note(name, Outcome("finished", val_loss=done["val_loss"]))
+        return float(done["val_loss"])
+    sweep.note(name, Outcome("running"))
+    preempted, files = None, _files(config)
+    hydra_config = HydraConfig.get()
+    logs = (OmegaConf.to_container(hydra_config.job_logging, resolve=True), hydra_config.verbose)
+    try:
+        outcome = isolated(_isolated_job, (config, directory, files, logs), config.job_timeout)
+    except PreemptedError as error:
+        preempted, outcome = error, Outcome.of(error)
+    if outcome.exit_code:
+        print(f"error: {name}: {outcome.cause}", file=sys.stderr, flush=True)
+        if outcome.status != "busy":
+            record_failure(directory, outcome, files, config_hash)
+    sweep.note(name, outcome)
+    if preempted is not None:
+        sys.exit(preempted.exit_code)  # the rest of the sweep as well
+    return outcome.val_loss
+
+
+def _isolated_job(config: DictConfig, directory: Path, files: dict[str, str], logs: tuple[Any, Any]) -> float:
+    """The job in its own process, where nothing has been set up yet."""
+    checks.register_resolvers()
+    configure_log(OmegaConf.create(logs[0]), logs[1])
+    return _job(config, directory, files)
+
+
+def _job(config: DictConfig, directory: Path, files: dict[str, str]) -> float:
     from babylm_train import build
-    from babylm_train.run import Preemption, claimed, execute, record_failure, table
+    from babylm_train.run import Preemption, claimed, execute, table
 
     with claimed(directory), Preemption() as preemption:
         _refuse_other(config, directory)
-        done = finished(directory, config_hash)
+        done = finished(directory, checks.config_hash(config))
         if done is not None:
             print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
-            return done
+            return float(done["val_loss"])
         run = build.build(config, directory, build.parts(config), preemption)
-        try:
-            result = execute(run, directory, config.resume, build.saved_config(config), preemption)
-        except RunError as error:
-            if not isinstance(error, InputError):
-                record_failure(directory, error, config_hash)
-            raise
+        result = execute(run, directory, config.resume, files, preemption)
     print(f"{directory}\n{table(result)}", flush=True)
-    return result
+    return float(result["val_loss"])
+
+
+def _files(config: DictConfig) -> dict[str, str]:
+    """What a run's directory says about how it was asked for."""
+    from babylm_train import build
+
+    overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+    return {"config.yaml": build.saved_config(config), "overrides.yaml": overrides}
 
 
 def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:

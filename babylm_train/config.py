@@ -42,7 +42,7 @@ HYDRA_ALLOWED = (
 LOGGING_CLASSES = r"logging\.(StreamHandler|FileHandler|NullHandler)"
 EXTRA = "BABYLM_ALLOW_TARGETS"  # module prefixes of a user's own classes, comma-separated
 
-FREE = ("study", "resume", "logger")  # top-level keys that do not change what a run computes
+FREE = ("study", "resume", "logger", "job_timeout")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
 
@@ -54,17 +54,25 @@ def register_resolvers() -> None:
 def run_name(config: DictConfig) -> str:
     """Directory name of a run: its overrides as readable ASCII, and a hash of its whole configuration.
 
-    The same configuration always has the same name and another one never shares it, so repeating a command resumes.
+    The same configuration always has the same name and another one never shares it, so repeating a command resumes,
+    in whatever order and words it is repeated: the study is searched for the hash before a new name is made.
     """
+    digest = config_hash(config)[:8]
+    for there in sorted(Path(config.hydra.sweep.dir).glob(f"*-{digest}")):
+        return there.name
     overrides = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(("study=", "resume="))]
-    readable = "_".join(_shorten(override) for override in overrides)[:100].strip("-_.") or "default"
-    return f"{readable}-{config_hash(config)[:8]}"
+    words = [_shorten(override) for override in overrides]
+    while len("_".join(words)) > 120:  # the longest are paths and the like; the hash stands for them too
+        words.remove(max(words, key=len))
+    return f"{'_'.join(words).strip('-_.') or 'default'}-{digest}"
 
 
 def _shorten(override: str) -> str:
     """`a/b.key=some/value` as key-value, with no sign that a shell or Hydra's grammar would read."""
     key, _, value = override.partition("=")
     key = re.split(r"[./]", key.lstrip("+"))[-1]
+    if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", value):  # as drawn by a search
+        value = f"{float(value):.4g}"
     return re.sub(r"[^A-Za-z0-9.~-]+", "_", f"{key}-{value[-32:]}" if value else key).strip("_")
 
 

@@ -1,7 +1,10 @@
 """The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
 
+import signal
 import sys
 from typing import NoReturn
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # ask a run to save and stop; SLURM's before time is up
 
 
 class RunError(Exception):
@@ -14,6 +17,10 @@ class InputError(RunError):
     """Bad input or configuration. The message names the key, the file, the line or the byte."""
 
     exit_code = 2
+
+
+class InUse(InputError):
+    """Another process is running in the directory."""
 
 
 class DivergedError(RunError):

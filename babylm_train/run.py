@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from babylm_train.checkpoint import Checkpoints, load
-from babylm_train.errors import InputError, PreemptedError, RunError, StorageError
+from babylm_train.errors import SIGNALS, InputError, InUse, PreemptedError, RunError, StorageError
 from babylm_train.evaluate import PROMPTS, sample, score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
@@ -26,6 +26,7 @@ from babylm_train.record import find_checkpoint, write_json, write_text
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
+    from babylm_train.study import Outcome
     from babylm_train.trainer import Trainer
 
 LOCK = ".lock"
@@ -36,14 +37,14 @@ def claimed(directory: Path) -> Iterator[None]:
     """Holds the run's directory; one that was empty is gone again if the run was refused.
 
     Raises:
-        InputError: another process is running in it. StorageError: it cannot be written.
+        InUse: another process is running in it. StorageError: it cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"{directory} is in use by another run") from error
+        raise InUse(f"{directory} is in use by another run") from error
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}") from error
     try:
@@ -58,7 +59,7 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 class Preemption:
-    """SIGTERM and SIGUSR1 while it is entered: `training` stops after the current update, anything else at once.
+    """Signals to stop, while it is entered: `training` stops after the current update, anything else at once.
 
     Raises:
         PreemptedError: from the handler, where there is nothing to save.
@@ -70,7 +71,7 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR1)}
+            self.old = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,11 +87,13 @@ class Preemption:
         return self.asked
 
 
-def execute(run: Run, directory: Path, resume: str | None, config: str, preemption: Preemption) -> dict[str, Any]:
+def execute(
+    run: Run, directory: Path, resume: str | None, files: dict[str, str], preemption: Preemption
+) -> dict[str, Any]:
     """Trains `run` to its end in `directory` and writes its result.json; returns what that holds.
 
     Args:
-        resume: as configured. config: what config.yaml is to hold. preemption: entered by the caller.
+        resume: as configured. files: their names and texts: how the run was asked for. preemption: entered.
 
     Raises:
         InputError: `resume` names no checkpoint of this run; nothing was written.
@@ -99,7 +102,9 @@ def execute(run: Run, directory: Path, resume: str | None, config: str, preempti
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
     trainer.checkpoints.check(12 * count_parameters(trainer.model))
-    write_text(directory / "config.yaml", config)
+    for name, text in files.items():
+        write_text(directory / name, text)
+    (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     plan = plan_of(run)
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
@@ -262,8 +267,15 @@ def _show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
-def record_failure(directory: Path, error: RunError, config_hash: str) -> None:
-    """result.json of a run that failed after it had begun."""
-    status = {3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}.get(error.exit_code, "failed")
-    with contextlib.suppress(StorageError):  # the disk may be what failed
-        write_json(directory / "result.json", {"status": status, "cause": str(error), "config_hash": config_hash})
+def record_failure(directory: Path, outcome: Outcome, files: dict[str, str], config_hash: str) -> None:
+    """result.json of a run that failed, unless another process has taken its directory over.
+
+    Args:
+        files: as in `execute`; written where the run failed before it had.
+    """
+    values = {"status": outcome.status, "cause": outcome.cause, "config_hash": config_hash}
+    with contextlib.suppress(InUse, StorageError), claimed(directory):  # the disk may be what failed
+        for name, text in files.items():
+            if not (directory / name).exists():
+                write_text(directory / name, text)
+        write_json(directory / "result.json", values | ({"traceback": outcome.traceback} if outcome.traceback else {}))

@@ -1,0 +1,53 @@
+"""Hyperparameter searches that go on where they stopped; optuna's sweeper itself always adds its n_trials anew."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from babylm_train.errors import InputError, InUse
+
+
+@contextlib.contextmanager
+def continued(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
+    """Holds the search in `directory` and says what is left of it.
+
+    A trial that was running when its command died is queued again with its values, so that its job resumes. The sampler
+    is seeded by the trials there are: with one seed for every start it would draw the same values again.
+
+    Args:
+        directory: of the study. sweeper: Hydra's node of that name, with `storage`, `study_name` and `n_trials`.
+
+    Yields:
+        Overrides for the sweeper: the trials still to do, in all, and the sampler's seed.
+
+    Raises:
+        InUse: another command is at this search. InputError: it has no storage or name to go on from.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    name, storage = sweeper["study_name"], sweeper["storage"]
+    if not name or not storage:
+        raise InputError("hydra.sweeper.study_name and hydra.sweeper.storage must be set: experiment=hpo sets both")
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(directory / ".search.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise InUse(f"{directory}: another command is at this search; for trials side by side: n_jobs") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with lock:
+        study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        done = len(study.get_trials(states=(TrialState.COMPLETE,)))
+        seed = sweeper["sampler"].get("seed")
+        print(f"search: {done} of {sweeper['n_trials']} trials done", flush=True)
+        yield [f"hydra.sweeper.n_trials={max(0, sweeper['n_trials'] - done)}"] + (
+            [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + done}"]
+        )

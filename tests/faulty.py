@@ -1,0 +1,31 @@
+"""An objective that breaks its own job, in every way a job can break."""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from babylm_train.objective import CausalObjective
+
+
+class Faulty(CausalObjective):
+    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN, 5 hangs, 6 exits; else nothing."""
+
+    def __init__(self, job: int) -> None:
+        self.job = job
+
+    def __call__(self, model, batch):
+        if self.job == 1:
+            raise KeyError("no such thing")
+        if self.job == 2:
+            os._exit(7)
+        if self.job == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.job == 5:
+            time.sleep(1000)
+        if self.job == 6:
+            sys.exit(9)
+        loss = super().__call__(model, batch)
+        return loss * torch.nan if self.job == 4 else loss

@@ -1,0 +1,112 @@
+"""Studies: jobs that break, controllers that die, two controllers at once, launchers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
+SMALL += ["tokenizer.vocab_size=420", "data.cache_dir=cache", "++objective._target_=faulty.Faulty", "study=s"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "BABYLM_ALLOW_TARGETS": "faulty"}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+
+def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes | options)
+
+
+def study(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+def results(folder: Path) -> dict[int, dict]:
+    """result.json by the number of the job."""
+    return {
+        int(path.parent.name.split("_job-")[1].split("-")[0].split("_")[0]): json.loads(path.read_text())
+        for path in (folder / "multirun_outputs/s").glob("*/result.json")
+    }
+
+
+def test_jobs_that_break_take_nobody_down_and_each_cause_is_named(tmp_path):
+    code, out, err = study(tmp_path, "+objective.job=0,1,2,3,4,5,6,7", "trainer.max_steps=2", "job_timeout=8")
+    found = results(tmp_path)
+    assert {job: (r["status"], r.get("cause", "")) for job, r in found.items() if job not in (4, 5)} == {
+        0: ("finished", ""),
+        1: ("failed", "KeyError: 'no such thing'"),
+        2: ("exited", "ended with exit code 7 and no result"),
+        3: ("killed", "killed by SIGKILL (so does the kernel where memory runs out)"),
+        6: ("exited", "SystemExit: 9"),
+        7: ("finished", ""),
+    }
+    assert found[4]["status"] == "diverged"
+    assert "loss nan" in found[4]["cause"]
+    assert (found[5]["status"], found[5]["cause"]) == ("timed_out", "took longer than job_timeout=8 s")
+    assert "faulty.py" in found[1]["traceback"]
+    assert code != 0
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 6
+    assert "report: multirun_outputs/s/report.html" in out
+    report = (tmp_path / "multirun_outputs/s/report.md").read_text()
+    assert all(word in report for word in ("no such thing", "exit code 7", "SIGKILL", "loss nan", "longer than"))
+    assert not (tmp_path / "multirun_outputs/s/.sweeps").exists()
+
+
+def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp_path):
+    jobs = ["+objective.job=10,11,12", "trainer.max_steps=10", "trainer.save_every=5"]
+    assert study(tmp_path, *jobs, "hydra.sweep.dir=whole")[0] == 0
+    killed = start(tmp_path, *jobs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(results(tmp_path)) < 1 and time.monotonic() < until:
+        time.sleep(0.02)
+    killed.kill()  # the controller alone: its job notices, saves and ends
+    assert killed.wait() == -signal.SIGKILL
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "multirun_outputs/s").glob("*/result.json")}
+    two = [start(tmp_path, *jobs), start(tmp_path, *reversed(jobs))]
+    outputs = [process.communicate(timeout=280) for process in two]
+    assert [process.returncode for process in two] == [0, 0], outputs
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
+    found = results(tmp_path)
+    assert {job: result["status"] for job, result in found.items()} == dict.fromkeys((10, 11, 12), "finished")
+    exports = sum(out.count("  val_loss") for out, _ in outputs)
+    assert exports == 3 - len(done)  # each missing job ran to its end once
+    for path in (tmp_path / "multirun_outputs/s").glob("*/metrics.jsonl"):
+        (whole,) = (tmp_path / "whole").glob(f"*-{path.parent.name[-8:]}/metrics.jsonl")
+        assert path.read_bytes() == whole.read_bytes()
+        model = path.parent / "model/model.safetensors"
+        assert model.read_bytes() == (whole.parent / "model/model.safetensors").read_bytes()
+
+
+def test_preemption_stops_a_sweep_and_the_same_command_goes_on(tmp_path):
+    jobs = ["+objective.job=10,11", "trainer.max_steps=60", "hydra/launcher=joblib"]
+    process = start(tmp_path, *jobs)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and len(list((tmp_path / "multirun_outputs/s").glob("*/metrics.jsonl"))) < 2:
+        time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=100)
+    assert process.returncode == 75
+    left = list((tmp_path / "multirun_outputs/s").glob("*/checkpoints/checkpoint_*.pt"))
+    assert len({path.parent for path in left}) == 2
+    code, out, _ = study(tmp_path, *jobs)
+    assert code == 0
+    assert out.count("resumed at update") == 2
+
+
+def test_a_search_goes_on_to_its_total(tmp_path):
+    search = ["experiment=hpo", "scale=small", "+objective.job=0", "trainer.max_steps=2"]
+    search += ["hydra.sweeper.params={optimizer.lr:'tag(log, interval(1e-4, 1e-2))'}"]
+    first = study(tmp_path, *search, "hydra.sweeper.n_trials=2")
+    assert first[0] == 0, first[2]
+    assert "search: 0 of 2 trials done" in first[1]
+    again = study(tmp_path, *search, "hydra.sweeper.n_trials=3")
+    assert again[0] == 0, again[2]
+    assert "search: 2 of 3 trials done" in again[1]
+    assert len(list((tmp_path / "multirun_outputs/s").glob("*/result.json"))) == 3
