@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test lint format sweep clean
+.PHONY: train test lint format sweep torture-studies clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -25,6 +25,9 @@ sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one
 
 study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions, curricula, tokenizers, hpo; scale=small for a CPU
 	$(PY) -m babylm_train experiment=$* study=$*$(if $(scale),-$(scale) scale=$(scale)) $(args)
+
+torture-studies: $(READY)  ## 40 jobs, 4 broken, under three launchers; a killed controller; two commands at once
+	$(PY) benchmarks/studies.py
 
 clean:
 	rm -rf .venv multirun_outputs/.cache

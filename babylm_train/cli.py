@@ -123,7 +123,8 @@ def _study_job(config: DictConfig, directory: Path) -> float:
 
     study = Path(HydraConfig.get().sweep.dir).absolute()
     sweep, name = Sweep.current(study), str(directory.relative_to(study))
-    if (before := sweep.outcome(name)) is not None:  # this is the sweep's second round, after jobs of others
+    before = sweep.outcome(name)
+    if before is not None and before.status not in ("running", "preempted"):  # done, and this is another round
         return before.val_loss
     config_hash = checks.config_hash(config)
     if (done := finished(directory, config_hash)) is not None:

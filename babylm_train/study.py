@@ -17,7 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -31,9 +31,6 @@ SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers ha
 OUTCOMES = ".sweeps"  # in the study's directory: what became of each job of a sweep, until the sweep has ended
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
 GRACE = 60.0  # seconds a job has to save its state before it is killed
-PRELOAD = ["babylm_train.cli", "babylm_train.build", "babylm_train.run", "babylm_train.trainer", "babylm_train.plan"]
-PRELOAD += ["babylm_train.curriculum.scores", "babylm_train.data.corpus", "babylm_train.tokenizer", "matplotlib.figure"]
-PRELOAD += ["transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,18 @@ class Outcome:
 
 
 def context() -> Any:
-    """Processes are forked from one that has imported torch and done nothing with it: a job starts in no time."""
+    """Processes are forked from one that has imported torch and done nothing with it: a job starts in no time.
+
+    Signals that ask jobs to stop often reach every process of a session. The one they are forked from must not heed
+    them, or nobody could tell how its jobs ended; what is ignored here it goes on ignoring.
+    """
     made = multiprocessing.get_context("forkserver")
     # loky's workers name their own way of starting processes, which has to be known in those as well
-    made.set_forkserver_preload(PRELOAD + ["joblib.externals.loky"] * ("joblib" in sys.modules))
+    made.set_forkserver_preload(["babylm_train.preload"] + ["joblib.externals.loky"] * ("joblib" in sys.modules))
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    forkserver.ensure_running()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return made
 
 
@@ -149,6 +154,8 @@ class _Stopping:
 
 
 def _child(theirs: connection.Connection, job: Callable[..., float], arguments: tuple[Any, ...]) -> None:
+    for number in SIGNALS:  # ignored in the process that this one was forked from
+        signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         theirs.send(Outcome("finished", val_loss=job(*arguments)))

@@ -17,8 +17,8 @@ ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes | options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    return subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes | options)
 
 
 def study(folder: Path, *arguments: str) -> tuple[int, str, str]:
@@ -110,3 +110,26 @@ def test_a_search_goes_on_to_its_total(tmp_path):
     assert again[0] == 0, again[2]
     assert "search: 2 of 3 trials done" in again[1]
     assert len(list((tmp_path / "multirun_outputs/s").glob("*/result.json"))) == 3
+
+
+def test_jobs_in_a_slurm_queue_go_on_after_they_were_preempted(tmp_path):
+    """Against a stand-in for sbatch, srun, scontrol and sacct; SLURM itself was not at hand."""
+    (tmp_path / "queue").mkdir()
+    environment = ENVIRONMENT | {"PATH": f"{HERE / 'slurm'}{os.pathsep}{os.environ['PATH']}"}
+    environment["FAKE_QUEUE"] = str(tmp_path / "queue")
+    jobs = ["hydra/launcher=submitit_slurm", "+objective.job=10,1", "trainer.max_steps=80", "seed=1"]
+    process = start(tmp_path, *jobs, env=environment)
+    until = time.monotonic() + 150
+    while time.monotonic() < until and not list((tmp_path / "multirun_outputs/s").glob("*job-10*/metrics.jsonl")):
+        time.sleep(0.02)
+    os.killpg(int((tmp_path / "queue/0.pid").read_text()), signal.SIGUSR2)  # every process of the step gets it
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 1, out + err  # of the job that raises
+    assert {job: r["status"] for job, r in results(tmp_path).items()} == {10: "finished", 1: "failed"}
+    assert (tmp_path / "queue/requeued").read_text() == "requeue 77_0\n"
+    logs = "".join(p.read_text() for p in (tmp_path / "multirun_outputs/s/.submitit").rglob("*.out"))
+    logs += (tmp_path / "queue/77_0.log").read_text()
+    assert "resumed at update" in logs
+    script = (tmp_path / "queue/script.sh").read_text()
+    for line in ("--signal=USR2@120", "--requeue", "--open-mode=append", "--gpus-per-node=1", "--array=0-1%2"):
+        assert f"#SBATCH {line}" in script

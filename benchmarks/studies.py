@@ -1,0 +1,106 @@
+"""make torture-studies: 40 jobs, 4 of them broken, under three launchers; a controller killed half-way; two at once.
+
+Prints a table last and writes it to benchmarks/results/studies.txt. About a quarter of an hour on two free cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+BROKEN = {1: "failed", 2: "exited", 3: "killed", 4: "diverged"}  # what tests/faulty.py does to these jobs
+GOOD = range(10, 46)
+JOBS = "+objective.job=" + ",".join(map(str, [*BROKEN, *GOOD]))
+COMMON = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "trainer.max_steps=4"]
+COMMON += [
+    "tokenizer.vocab_size=420",
+    "data.cache_dir=cache",
+    "++objective._target_=faulty.Faulty",
+    "logger=none",
+    JOBS,
+]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "BABYLM_ALLOW_TARGETS": "faulty"}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+
+def start(folder: Path, study: str, *arguments: str) -> subprocess.Popen[str]:
+    """The sweep in the background; what it prints goes to a file."""
+    command = [sys.executable, "-m", "babylm_train", "-m", *COMMON, f"study={study}", *arguments]
+    with (folder / f"{study}.txt").open("a") as out:
+        return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out, text=True)
+
+
+def results(folder: Path, study: str) -> dict[int, dict]:
+    """result.json by the number of the job, with the hash of the exported weights."""
+    found = {}
+    for path in (folder / "multirun_outputs" / study).glob("*/result.json"):
+        weights = path.parent / "model/model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else ""
+        number = int(path.parent.name.split("_job-")[1].split("_")[0].split("-")[0])
+        found[number] = {**json.loads(path.read_text()), "weights": digest, "at": path.stat().st_mtime_ns}
+    return found
+
+
+def check(folder: Path, study: str, codes: list[int]) -> dict[int, dict]:
+    """36 results and 4 causes, each named in the report, and no exit code 0."""
+    found = results(folder, study)
+    assert {n: r["status"] for n, r in found.items()} == {**BROKEN, **dict.fromkeys(GOOD, "finished")}, study
+    report = (folder / "multirun_outputs" / study / "report.md").read_text()
+    assert all(word in report for word in ("no such thing", "exit code 7", "SIGKILL", "loss nan"))
+    assert 0 not in codes
+    return found
+
+
+def main() -> None:
+    """Runs all and prints the table."""
+    lines, folder = [], Path(tempfile.mkdtemp(prefix="studies-"))
+
+    def tell(what: str, began: float) -> None:
+        lines.append(f"{what:<44} 36 results, 4 named causes   {time.monotonic() - began:5.0f} s")
+        print(lines[-1], flush=True)
+
+    for launcher in ("basic", "joblib", "submitit_local"):
+        began = time.monotonic()
+        batch = ["hydra.sweeper.max_batch_size=2"] if launcher == "submitit_local" else []
+        found = check(folder, launcher, [start(folder, launcher, f"hydra/launcher={launcher}", *batch).wait()])
+        whole = found if launcher == "basic" else whole
+        tell(launcher, began)
+        assert all(found[n]["weights"] == whole[n]["weights"] for n in GOOD), f"{launcher}: other weights than basic"
+    began = time.monotonic()
+    process = start(folder, "killed")
+    while sum(r["status"] == "finished" for r in results(folder, "killed").values()) < 18:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {n: r for n, r in results(folder, "killed").items() if r["status"] == "finished"}
+    found = check(folder, "killed", [start(folder, "killed").wait()])
+    assert all(found[n]["at"] == r["at"] for n, r in before.items()), "finished jobs ran again"
+    assert all(found[n]["weights"] == whole[n]["weights"] for n in GOOD)
+    tell(f"controller killed after {len(before)}, repeated", began)
+    began = time.monotonic()
+    found = check(folder, "two", [p.wait() for p in [start(folder, "two"), start(folder, "two")]])
+    assert all(found[n]["weights"] == whole[n]["weights"] for n in GOOD)
+    ends = (folder / "two.txt").read_text().count("  val_loss")
+    assert ends == len(GOOD), f"{ends} runs ended for {len(GOOD)} jobs"
+    tell("two commands at once, each job once", began)
+    head = f"# python benchmarks/studies.py; {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}\n"
+    head += "# 40 jobs; weights of all 36 equal those under the basic launcher; seconds on a machine that did other work too\n"
+    (ROOT / "benchmarks/results/studies.txt").write_text(head + "\n".join(lines) + "\n")
+    shutil.rmtree(folder)
+    print(head + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
