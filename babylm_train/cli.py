@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -19,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import config as checks
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
+
+if TYPE_CHECKING:
+    from babylm_train.run import Request
 
 
 def main() -> None:
@@ -107,19 +110,19 @@ def task(config: DictConfig) -> float:
     from babylm_train.run import record_failure
     from babylm_train.study import Outcome
 
-    files = _files(config)
+    request = _request(config)
     try:
-        return _job(config, directory, files)
+        return _job(config, directory, request)
     except RunError as error:
         if not isinstance(error, InputError):
-            record_failure(directory, Outcome.of(error), files, checks.config_hash(config))
+            record_failure(directory, Outcome.of(error), request, checks.config_hash(config))
         raise
 
 
 def _study_job(config: DictConfig, directory: Path) -> float:
     """The same in a process of its own; how it ended is noted for the sweep, and its failure in its result.json."""
     from babylm_train.run import record_failure
-    from babylm_train.study import Outcome, Sweep, isolated
+    from babylm_train.study import Outcome, Sweep, failed_since, isolated
 
     study = Path(HydraConfig.get().sweep.dir).absolute()
     sweep, name = Sweep.current(study), str(directory.relative_to(study))
@@ -131,32 +134,35 @@ def _study_job(config: DictConfig, directory: Path) -> float:
         print(f"{directory}: finished already (validation loss {done['val_loss']:.4f})", flush=True)
         sweep.note(name, Outcome("finished", val_loss=done["val_loss"]))
         return float(done["val_loss"])
+    if (failed := failed_since(directory, sweep.began)) is not None:  # at the hands of another command
+        sweep.note(name, failed)
+        return failed.val_loss
     sweep.note(name, Outcome("running"))
-    preempted, files = None, _files(config)
+    preempted, request = None, _request(config)
     hydra_config = HydraConfig.get()
     logs = (OmegaConf.to_container(hydra_config.job_logging, resolve=True), hydra_config.verbose)
     try:
-        outcome = isolated(_isolated_job, (config, directory, files, logs), config.job_timeout)
+        outcome = isolated(_isolated_job, (config, directory, request, logs), config.job_timeout)
     except PreemptedError as error:
         preempted, outcome = error, Outcome.of(error)
     if outcome.exit_code:
         print(f"error: {name}: {outcome.cause}", file=sys.stderr, flush=True)
         if outcome.status != "busy":
-            record_failure(directory, outcome, files, config_hash)
+            record_failure(directory, outcome, request, config_hash)
     sweep.note(name, outcome)
     if preempted is not None:
         sys.exit(preempted.exit_code)  # the rest of the sweep as well
     return outcome.val_loss
 
 
-def _isolated_job(config: DictConfig, directory: Path, files: dict[str, str], logs: tuple[Any, Any]) -> float:
+def _isolated_job(config: DictConfig, directory: Path, request: Request, logs: tuple[Any, Any]) -> float:
     """The job in its own process, where nothing has been set up yet."""
     checks.register_resolvers()
     configure_log(OmegaConf.create(logs[0]), logs[1])
-    return _job(config, directory, files)
+    return _job(config, directory, request)
 
 
-def _job(config: DictConfig, directory: Path, files: dict[str, str]) -> float:
+def _job(config: DictConfig, directory: Path, request: Request) -> float:
     from babylm_train import build
     from babylm_train.run import Preemption, claimed, execute, table
 
@@ -167,17 +173,16 @@ def _job(config: DictConfig, directory: Path, files: dict[str, str]) -> float:
             print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
             return float(done["val_loss"])
         run = build.build(config, directory, build.parts(config), preemption)
-        result = execute(run, directory, config.resume, files, preemption)
+        result = execute(run, directory, config.resume, request, preemption)
     print(f"{directory}\n{table(result)}", flush=True)
     return float(result["val_loss"])
 
 
-def _files(config: DictConfig) -> dict[str, str]:
-    """What a run's directory says about how it was asked for."""
+def _request(config: DictConfig) -> Request:
     from babylm_train import build
+    from babylm_train.run import Request
 
-    overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-    return {"config.yaml": build.saved_config(config), "overrides.yaml": overrides}
+    return Request(build.saved_config(config), list(HydraConfig.get().overrides.task))
 
 
 def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:

@@ -119,13 +119,15 @@ def check_command_line(
     if twice := [key for key in swept if key in given]:
         raise InputError(f"{twice[0]} is swept by the experiment: change hydra.sweeper.params instead")
     overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in swept.items()])
-    configs = []
-    for chosen in _spread(overrides):
-        with _composer(config_dir) as make:
+    configs, references = [], {}
+    with _composer(config_dir) as make:
+        for chosen in _spread(overrides):
             config = make(config_name, chosen)
-            reference = make(config_name, _choices(config))
-        check(config, reference)
-        configs.append(config)
+            choices = tuple(_choices(config))
+            if choices not in references:
+                references[choices] = make(config_name, list(choices))
+            check(config, references[choices])
+            configs.append(config)
     return configs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def continued(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
     Raises:
         InUse: another command is at this search. InputError: it has no storage or name to go on from.
     """
+    os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # of optuna 2's models; the sweeper needs that version
     import optuna
     from optuna.trial import TrialState
 

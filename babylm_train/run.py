@@ -10,10 +10,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -58,6 +59,19 @@ def claimed(directory: Path) -> Iterator[None]:
         lock.release()  # the file stays: removing it could let two others in
 
 
+@dataclass(frozen=True)
+class Request:
+    """How a run was asked for: the composed configuration as YAML, and the overrides that were typed."""
+
+    config: str
+    overrides: list[str]
+
+    def write(self, directory: Path) -> None:
+        """config.yaml and overrides.yaml. Raises StorageError."""
+        write_text(directory / "config.yaml", self.config)
+        write_text(directory / "overrides.yaml", yaml.safe_dump(self.overrides, allow_unicode=True))
+
+
 class Preemption:
     """Signals to stop, while it is entered: `training` stops after the current update, anything else at once.
 
@@ -87,13 +101,11 @@ class Preemption:
         return self.asked
 
 
-def execute(
-    run: Run, directory: Path, resume: str | None, files: dict[str, str], preemption: Preemption
-) -> dict[str, Any]:
+def execute(run: Run, directory: Path, resume: str | None, request: Request, preemption: Preemption) -> dict[str, Any]:
     """Trains `run` to its end in `directory` and writes its result.json; returns what that holds.
 
     Args:
-        resume: as configured. files: their names and texts: how the run was asked for. preemption: entered.
+        resume: as configured. preemption: entered by the caller.
 
     Raises:
         InputError: `resume` names no checkpoint of this run; nothing was written.
@@ -102,8 +114,7 @@ def execute(
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
     trainer.checkpoints.check(12 * count_parameters(trainer.model))
-    for name, text in files.items():
-        write_text(directory / name, text)
+    request.write(directory)
     (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     plan = plan_of(run)
     print(plan.table(), flush=True)
@@ -267,15 +278,11 @@ def _show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
-def record_failure(directory: Path, outcome: Outcome, files: dict[str, str], config_hash: str) -> None:
-    """result.json of a run that failed, unless another process has taken its directory over.
-
-    Args:
-        files: as in `execute`; written where the run failed before it had.
-    """
-    values = {"status": outcome.status, "cause": outcome.cause, "config_hash": config_hash}
+def record_failure(directory: Path, outcome: Outcome, request: Request, config_hash: str) -> None:
+    """result.json of a run that failed, unless another process has taken its directory over."""
+    values = {"status": outcome.status, "cause": outcome.cause, "exit_code": outcome.exit_code}
+    values["config_hash"] = config_hash
     with contextlib.suppress(InUse, StorageError), claimed(directory):  # the disk may be what failed
-        for name, text in files.items():
-            if not (directory / name).exists():
-                write_text(directory / name, text)
+        if not (directory / "config.yaml").exists():  # it failed before it had begun
+            request.write(directory)
         write_json(directory / "result.json", values | ({"traceback": outcome.traceback} if outcome.traceback else {}))

@@ -177,6 +177,17 @@ def _follow_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def failed_since(directory: Path, moment: int) -> Outcome | None:
+    """How the run in `directory` failed since `moment` (nanoseconds since 1970), preemption aside."""
+    path = directory / "result.json"
+    if not path.exists() or path.stat().st_mtime_ns < moment:
+        return None
+    result = json.loads(path.read_text(encoding="utf8"))
+    if result["status"] in ("finished", "preempted"):
+        return None
+    return Outcome(result["status"], result["cause"], result["exit_code"])
+
+
 class Sweep:
     """One `--multirun` command, and what became of its jobs, wherever a launcher ran them.
 
@@ -186,6 +197,11 @@ class Sweep:
 
     def __init__(self, directory: Path, name: str) -> None:
         self.directory, self.folder = directory, directory / OUTCOMES / name
+
+    @property
+    def began(self) -> int:
+        """When the sweep did, in nanoseconds since 1970."""
+        return int(self.folder.name.partition("-")[0])
 
     @classmethod
     def current(cls, directory: Path) -> Sweep:
@@ -216,14 +232,20 @@ class Sweep:
 
     def stop(self) -> None:
         """Asks the workers of this machine that still run a job to save and end, and waits for them for a minute."""
-        for path in self.folder.glob("*.json"):
-            outcome, host, pid = self._read(path)
-            if outcome.status == "running" and host == socket.gethostname() and pid != os.getpid():
+        asked = False
+        until = time.monotonic() + GRACE
+        while (workers := self._workers()) and time.monotonic() < until:
+            for pid in workers if not asked else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until and any(o.status == "running" for o in self.outcomes().values()):
+            asked = True
             time.sleep(0.1)
+
+    def _workers(self) -> list[int]:
+        """Processes of this machine, other than this one, that say they are running a job."""
+        notes = [self._read(path) for path in self.folder.glob("*.json")]
+        here = [pid for outcome, host, pid in notes if outcome.status == "running" and host == socket.gethostname()]
+        return [pid for pid in here if pid != os.getpid()]
 
     def forget(self) -> None:
         """Removes the notes of a sweep that has ended."""
@@ -248,7 +270,7 @@ def sweep_in(directory: Path) -> Iterator[Sweep]:
     Raises:
         PreemptedError: SIGTERM, SIGUSR1 or SIGUSR2 arrived; the workers of this machine have saved their states.
     """
-    sweep = Sweep(directory.absolute(), f"{uuid.uuid4().hex[:12]}-{os.getpid()}")
+    sweep = Sweep(directory.absolute(), f"{time.time_ns()}-{uuid.uuid4().hex[:8]}-{os.getpid()}")
 
     def stop(*_: object) -> None:
         sweep.stop()

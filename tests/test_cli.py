@@ -24,8 +24,6 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments, f"data.cache_dir={cache}"])
-        cli.failures.clear()
-        cli.studies.clear()
         try:
             cli.main()
             code = 0

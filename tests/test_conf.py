@@ -30,7 +30,7 @@ def test_every_fragment_composes(option):
     assert config.hydra.runtime.choices[group] == name
     node = values
     for part in group.split("/"):
-        node = node.get(part, {}) if group != "experiment" else values
+        node = node.get(part, {}) if group not in ("experiment", "scale") else values
     assert node
 
 
@@ -49,7 +49,14 @@ def workplace(tmp_path_factory):
     return folder
 
 
-SWEEPS = {"experiment=curricula": "hydra.sweeper.params={curriculum/strategy:'none,combined',seed:1}"}
+SWEEPS = {  # a job or two of each, at the small scale
+    "experiment=curricula": ("hydra.sweeper.params={curriculum/strategy:'none,combined',seed:1}", 2),
+    "experiment=optimizers": ("hydra.sweeper.params={optimizer:sgd,seed:1}", 1),
+    "experiment=schedulers": ("hydra.sweeper.params={scheduler:constant,seed:1}", 1),
+    "experiment=precisions": ("hydra.sweeper.params={precision:bf16,seed:1}", 1),
+    "experiment=tokenizers": ("hydra.sweeper.params={tokenizer:byte,seed:1}", 1),
+    "experiment=hpo": ("hydra.sweeper.n_trials=1", 1),
+}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -58,7 +65,7 @@ def test_every_option_trains_two_updates(option, workplace, monkeypatch):
     name = option.replace("/", "-").replace("=", "-")
     arguments = [option, *NEEDS.get(option, []), "trainer.max_steps=2", "trainer.batch_size=2", "data.max_length=16"]
     arguments += ["data.cache_dir=cache", f"hydra.run.dir={name}", f"hydra.sweep.dir={name}"]
-    arguments += [SWEEPS[option]] if option in SWEEPS else []
+    arguments += [SWEEPS[option][0], "scale=small", "trainer.epochs=1"] if option in SWEEPS else []
     arguments += [] if option.startswith("logger") else ["logger=none"]
     large = any(size in option for size in LARGE)
     if large:  # no optimizer state to write, no minimal pairs to score
@@ -67,11 +74,9 @@ def test_every_option_trains_two_updates(option, workplace, monkeypatch):
         arguments.append("data.words=2000")
     arguments += [] if option.startswith(("tokenizer", "experiment")) else ["tokenizer.vocab_size=420"]
     monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments])
-    cli.failures.clear()
-    cli.studies.clear()
     cli.main()
     results = [json.loads(path.read_text()) for path in (workplace / name).rglob("result.json")]
-    assert len(results) == (2 if option in SWEEPS else 1)
+    assert len(results) == (SWEEPS[option][1] if option in SWEEPS else 1)
     assert all((result["status"], result["updates"]) == ("finished", 2) for result in results)
     for path in (workplace / name).rglob("*"):
         if path.suffix in (".pt", ".safetensors"):

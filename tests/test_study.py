@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
 SMALL += ["tokenizer.vocab_size=420", "data.cache_dir=cache", "++objective._target_=faulty.Faulty", "study=s"]
@@ -84,20 +86,24 @@ def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp
         assert model.read_bytes() == (whole.parent / "model/model.safetensors").read_bytes()
 
 
-def test_preemption_stops_a_sweep_and_the_same_command_goes_on(tmp_path):
-    jobs = ["+objective.job=10,11", "trainer.max_steps=60", "hydra/launcher=joblib"]
+@pytest.mark.parametrize(("launcher", "side_by_side"), [("basic", 1), ("joblib", 2)])
+def test_preemption_stops_a_sweep_and_the_same_command_goes_on(tmp_path, launcher, side_by_side):
+    jobs = ["+objective.job=10,11", "trainer.max_steps=60", f"hydra/launcher={launcher}"]
+    records = tmp_path / "multirun_outputs/s"
     process = start(tmp_path, *jobs)
     until = time.monotonic() + 120
-    while time.monotonic() < until and len(list((tmp_path / "multirun_outputs/s").glob("*/metrics.jsonl"))) < 2:
+    while time.monotonic() < until and len(list(records.glob("*/metrics.jsonl"))) < side_by_side:
         time.sleep(0.02)
+    asked = time.monotonic()
     process.terminate()
     process.communicate(timeout=100)
     assert process.returncode == 75
-    left = list((tmp_path / "multirun_outputs/s").glob("*/checkpoints/checkpoint_*.pt"))
-    assert len({path.parent for path in left}) == 2
-    code, out, _ = study(tmp_path, *jobs)
-    assert code == 0
-    assert out.count("resumed at update") == 2
+    assert time.monotonic() - asked < 30
+    assert len({path.parent for path in records.glob("*/checkpoints/checkpoint_*.pt")}) == side_by_side
+    assert {json.loads(p.read_text())["status"] for p in records.glob("*/result.json")} == {"preempted"}
+    code, out, err = study(tmp_path, *jobs)
+    assert code == 0, err
+    assert out.count("resumed at update") == side_by_side
 
 
 def test_a_search_goes_on_to_its_total(tmp_path):
