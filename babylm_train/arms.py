@@ -83,8 +83,9 @@ def read_jobs(directory: Path) -> list[Job]:
         inside = (directory / "config.yaml").exists()
         raise InputError(f"{directory} is a single run: give its study" if inside else f"{directory} holds no runs")
     jobs = [read_job(folder) for folder in folders]
-    known = {job.overrides: job.leaves for job in jobs if job.leaves and job.overrides}
-    return [job if job.leaves else replace(job, leaves=known.get(job.overrides or (), {})) for job in jobs]
+    typed = [job for job in jobs if job.leaves and job.overrides is not None]
+    known: dict[Any, dict[str, Any]] = {job.overrides: job.leaves for job in typed}
+    return [job if job.leaves else replace(job, leaves=known.get(job.overrides, {})) for job in jobs]
 
 
 def read_job(directory: Path) -> Job:
@@ -96,12 +97,14 @@ def read_job(directory: Path) -> Job:
     status = "unreadable" if troubles else str(result.get("status", "unfinished"))
     if status in ("unfinished", "running"):
         troubles = [f"did not start, was killed before it could write, or still runs; {_progress(directory)}"]
-    cause = "; ".join([*troubles, *([str(result["cause"])] if "cause" in result else [])])
+    if "cause" in result or status not in ("finished", "unfinished", "running"):
+        troubles.append(str(result.get("cause", "no cause recorded")))
     overrides, seed = None, config.get("seed")
     if isinstance(typed, list):
         keys = {str(override).partition("=")[0].lstrip("+"): str(override) for override in typed}
         overrides = tuple(override for key, override in keys.items() if key not in ("seed", "study"))
-        seed = config.get("seed", yaml.safe_load(keys.get("seed", "").partition("=")[2]))
+        text = keys.get("seed", "").partition("=")[2]
+        seed = config.get("seed", int(text) if text.isdecimal() else text or None)
     timed = pd.DataFrame(read_lines(directory / "timings.jsonl")).reindex(columns=TIMED)
     metrics = {name: _number(result.get(name)) for name in (*METRICS, "tokens", "word_perplexity")}
     metrics |= timed.apply(pd.to_numeric, errors="coerce").median().dropna().to_dict()
@@ -112,7 +115,9 @@ def read_job(directory: Path) -> Job:
     facts["objective"] = objective + " (pseudo-perplexity)" * ("pseudo_perplexity" in result)
     machine = {k: str(result.get(k) or "not recorded") for k in ("device", "commit")} | versions
     seed = seed if isinstance(seed, (int, str, type(None))) else json.dumps(seed, default=str)
-    return Job(directory.name, directory, leaves, overrides, seed, status, cause, result, metrics, facts, machine)
+    return Job(
+        directory.name, directory, leaves, overrides, seed, status, "; ".join(troubles), result, metrics, facts, machine
+    )
 
 
 def essential_of(config: dict[str, Any]) -> dict[str, Any]:

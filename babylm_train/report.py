@@ -228,7 +228,7 @@ def arms_table(arms: Sequence[Arm], gists: dict[str, str]) -> pd.DataFrame:
         values = {m: [SCALE.get(m, 1) * job.metrics[m] for job in arm.by_seed.values()] for m in METRICS}
         count = f"{len(arm.by_seed)} of {len({job.seed for job in arm.jobs})}"
         figures = {METRICS[metric]: show_summary(found) for metric, found in values.items()}
-        rows.append({"arm": arm.name, "is": gists.get(arm.name, "–"), "seeds finished": count, **figures})
+        rows.append({"arm": arm.name, "verdict": gists.get(arm.name, "–"), "seeds finished": count, **figures})
     return _told(pd.DataFrame(rows))
 
 
@@ -333,10 +333,10 @@ def plots(arms: Sequence[Arm], one_measure: bool) -> list[dict[str, str]]:
 
     Names and colours are the page's legend. one_measure: losses of all arms compare.
     """
-    loss = ("val/loss", "Validation loss (nats a token)") if one_measure else ("val/bits_per_byte", "Bits per byte")
-    curves = dict([loss, ("train/loss", "Training loss (nats a token)"), ("learning_rate", "Learning rate")])
+    losses = {"val/loss": "Validation loss (nats a token)", "train/loss": "Training loss (nats a token)"}
+    curves = losses if one_measure else {"val/bits_per_byte": "Bits per byte of the validation text"}
     found = []
-    for key, title in {**curves, "threshold": "Curriculum threshold"}.items():
+    for key, title in {**curves, "learning_rate": "Learning rate", "threshold": "Curriculum threshold"}.items():
         bands = {i: table for i, arm in enumerate(arms) if len(table := band(arm, key))}
         if bands and not (key == "threshold" and all((table["mean"] == 1).all() for table in bands.values())):
             found.append(_plot(title, bands))
@@ -401,6 +401,7 @@ def contents(name: str, arms: list[Arm], baseline: Arm, reference: dict[str, Any
     counts = [f"{count} {status}" for status, count in results["status"].value_counts().items()]
     changed, shared = changes_table(arms, reference)
     machine = list(dict.fromkeys(key for arm in arms for job in arm.by_seed.values() for key in job.machine))
+    machines = results[finished].value_counts(machine, sort=False, dropna=False).rename("jobs").reset_index()
     measures = results.loc[finished, ["tokenizer", "objective"]].drop_duplicates()
     one_measure = len(measures) == 1 or all(c.same_tokenizer and c.seeds and not c.refused for c in comparisons)
     measured = [m for m in COMPARED if not all(math.isnan(job.metrics[m]) for job in baseline.by_seed.values())]
@@ -423,11 +424,7 @@ def contents(name: str, arms: list[Arm], baseline: Arm, reference: dict[str, Any
         "changes": changed,
         "shared": shared,
         "samples": samples_table(arms),
-        "machines": results[finished]
-        .value_counts(machine, sort=False, dropna=False)
-        .rename("jobs")
-        .reset_index()
-        .fillna("–"),
+        "machines": machines.fillna("–"),
     }
 
 

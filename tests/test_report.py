@@ -196,6 +196,24 @@ def test_failures_are_named_and_escaped(study):
     assert table.loc[table["status"] == "diverged", "cause"].item() == evil
 
 
+def test_jobs_that_ended_before_their_configuration_was_written(study):
+    study(1, 5.0, typed=[])
+    study(1, 5.0, SGD, typed=["optimizer=sgd"])
+    study(2, None, lines=False, typed=[], config=False)
+    folder = study(1, 0.0, typed=["optimizer.lr=-1"], config=False, status="bad_input", cause="optimizer.lr: -1 is < 0")
+    found = {
+        arm.name: [(job.seed, job.status) for job in arm.jobs] for arm in report.group_arms(report.read_jobs(folder))
+    }
+    assert found == {
+        "optimizer=AdamW": [(1, "finished"), (2, "unfinished")],
+        "optimizer=SGD": [(1, "finished")],
+        "optimizer.lr=-1": [(1, "bad_input")],
+    }
+    text = text_of(folder)
+    assert "optimizer.lr=-1 is not compared with optimizer=AdamW: they finished no seed in common" in text
+    assert cells(text, "Arms")["optimizer.lr=-1"]["verdict"] == "no data"
+
+
 class Page(HTMLParser):
     """Tags and attributes of a page; `depth` must end at 0."""
 
