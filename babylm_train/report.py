@@ -34,6 +34,7 @@ FILES = ("report.html", "report.md", "results.csv")
 WORDS_TOLERANCE = 0.05  # of the baseline's words: rankings spend equal tokens on longer or shorter words
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#000000", "#7f3c8d", "#999999", "#a52a2a")
 STYLES = ("solid", "dashed", "dotted")  # after each round of colours; names that both CSS and matplotlib know
+POINTS = 200  # of a curve; twice as many are thinned
 COMPARED = ("val_loss", "perplexity", "pseudo_perplexity", "bits_per_byte")
 NOTES = {
     "arms_note": "Mean ± standard deviation over seeds; below it the 95 % interval of the mean (Student's t). Losses "
@@ -351,7 +352,8 @@ def _plot(title: str, bands: dict[int, pd.DataFrame]) -> dict[str, str]:
 
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for index, table in bands.items():
+    for index, whole in bands.items():
+        table = whole.iloc[:: -max(1, len(whole) // POINTS)]  # backwards: the last is kept
         marker = "o" if len(table) <= 30 else ""
         axes.plot(table.index, table["mean"], lw=1.4, marker=marker, markersize=3, **style_of(index))
         axes.fill_between(table.index, table["min"], table["max"], color=style_of(index)["color"], alpha=0.15, lw=0)
@@ -386,17 +388,19 @@ def write_report(directory: Path, baseline: str | None = None) -> Path:
     arms = group_arms(read_jobs(directory))
     reference = defaults()
     base = choose_baseline(arms, baseline, reference)
-    content = contents(directory.resolve().name, arms, base, reference)
+    results = results_frame(arms)
+    content = contents(directory.resolve().name, arms, base, reference, results)
     for name in ("report.md", "report.html"):
         write_text(directory / name, _environment().get_template(f"{name}.j2").render(content))
-    write_text(directory / "results.csv", results_frame(arms).to_csv(index=False))
+    write_text(directory / "results.csv", results.to_csv(index=False))
     return directory / "report.html"
 
 
-def contents(name: str, arms: list[Arm], baseline: Arm, reference: dict[str, Any]) -> dict[str, Any]:
+def contents(
+    name: str, arms: list[Arm], baseline: Arm, reference: dict[str, Any], results: pd.DataFrame
+) -> dict[str, Any]:
     """What both templates show."""
     comparisons = [compare(arm, baseline) for arm in arms if arm is not baseline] if baseline.by_seed else []
-    results = results_frame(arms)
     finished = results["status"] == "finished"
     counts = [f"{count} {status}" for status, count in results["status"].value_counts().items()]
     changed, shared = changes_table(arms, reference)
