@@ -182,7 +182,10 @@ def warnings_of(arms: Sequence[Arm], baseline: Arm, comparisons: Sequence[Compar
         if not c.refused and c.seeds and abs(c.words - 1) >= 0.0005:
             found.append(f"{c.arm.name} saw {c.words - 1:+.1%} words against {baseline.name}; within the tolerance.")
     if len({json.dumps(job.machine) for arm in arms for job in arm.by_seed.values()}) > 1:
-        found.append("The jobs ran on different devices, software or commits (below): their speeds do not compare.")
+        found.append(
+            "The jobs ran on different devices, software or commits (below): their speeds do not compare, and their "
+            "losses may differ for that reason too."
+        )
     return found
 
 
@@ -358,7 +361,7 @@ def _plot(title: str, bands: dict[int, pd.DataFrame]) -> dict[str, str]:
         axes.plot(table.index, table["mean"], lw=1.4, marker=marker, markersize=3, **style_of(index))
         axes.fill_between(table.index, table["min"], table["max"], color=style_of(index)["color"], alpha=0.15, lw=0)
     axes.set_xlabel("update")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
