@@ -55,7 +55,13 @@ def study(tmp_path):
             (directory / "overrides.yaml").write_text(yaml.safe_dump([*typed, f"seed={seed}"]))
         if lines:
             steps = [
-                {"step": 5 * i, "val/loss": 6 - i * (loss or 5) / 50, "learning_rate": 1e-3 / i, "threshold": i / 3}
+                {
+                    "step": 5 * i,
+                    "val/loss": 6 - i * (loss or 5) / 50,
+                    "val/bits_per_byte": 1.5,
+                    "learning_rate": 1e-3 / i,
+                    "threshold": i / 3,
+                }
                 for i in (1, 2, 3)
             ]
             (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)) + '\n{"step": 2')
@@ -158,6 +164,8 @@ def test_across_tokenizers_bits_per_byte_alone(study):
     text = text_of(two_arms(study, [4.0, 4.1, 4.35], updates=30, tokens=4000, hashes={"corpus": "c", "tokenizer": "u"}))
     assert "lower (better) bits per byte" in text
     assert re.findall("Difference to the baseline: (.*)", text) == ["bits per byte"]
+    captions = re.findall("<figcaption>(.*?)</figcaption>", (study(9, None) / "report.html").read_text())
+    assert captions == ["Bits per byte of the validation text", "Learning rate", "Curriculum threshold"]
 
 
 def test_a_corpus_of_each_seed_is_named_and_still_fair(study):
@@ -258,6 +266,7 @@ def test_one_seed_one_arm_and_nothing(study, tmp_path):
     assert "no intervals and no tests" in text
     study(1, 4.0, SGD)
     assert "One seed cannot decide between optimizer=SGD and optimizer=AdamW" in text_of(folder)
+    assert "effect size" not in text_of(folder)  # no column that says nothing
     study(9, 4.0, ADAM)
     assert "optimizer=Adam is not compared with optimizer=AdamW: they finished no seed in common" in text_of(folder)
     with pytest.raises(InputError, match="no directory"):
@@ -315,6 +324,26 @@ def test_band_is_the_range_of_updates_that_all_seeds_have(study):
     (arm,) = report.group_arms(report.read_jobs(folder))
     table = report.band(arm, "val/loss")
     assert table[["mean", "min", "max"]].to_dict("index") == {5: {"mean": 5.7, "min": 5.5, "max": 5.9}}
+
+
+def test_intervals_lie_on_one_axis_and_long_curves_keep_their_end(study, monkeypatch):
+    two_arms(study, [5.5, 5.65, 5.72])
+    for seed, loss in enumerate([4.6, 4.65, 4.92]):
+        folder = study(seed, loss, ADAM)
+    arms = report.group_arms(report.read_jobs(folder))
+    comparisons = [report.compare(arm, arms[1]) for arm in (arms[0], arms[2])]
+    (better, worse), zero = report.intervals(comparisons, "val_loss"), pytest.approx
+    d, e = (c.metrics["val_loss"] for c in comparisons)
+    assert d.mean < 0 < e.mean
+    axis = {"zero": 0.0, **{k: getattr(x, k) for k in ("low", "mean", "high") for x in (d,)}}
+    assert better == {k: zero(100 * (v - d.low) / (e.high - d.low)) for k, v in axis.items()}
+    assert (better["low"], worse["high"]) == (0, zero(100))
+    assert better["zero"] == worse["zero"]
+    long = pd.DataFrame({k: range(1000) for k in ("mean", "min", "max")}, index=range(1, 1001))
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, *_, **__: drawn.extend(x))
+    report._plot("a title", {0: long})
+    assert (len(drawn), drawn[0]) == (200, 1000)
 
 
 def named(*changes):
