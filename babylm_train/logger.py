@@ -403,6 +403,14 @@ def _wanted_mode(option: str) -> str:
     return mode
 
 
+def online() -> bool:
+    """Whether `mode: auto` means online: WANDB_MODE says so, or there is an API key. Asks no server."""
+    import wandb
+
+    mode = _wanted_mode("auto")
+    return mode == "online" or (mode == "auto" and _logged_in(wandb.setup().settings))
+
+
 # The rest runs in the W&B process. An exception that nobody expected ends it, which the run reports as one line.
 
 
