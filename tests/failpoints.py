@@ -57,7 +57,9 @@ class Failpoints:
 
     def _guarded(self, name: str, call: Any) -> Any:
         def guarded(what: Any, *rest: Any, **more: Any) -> Any:
-            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(rest[0] if rest else what)
+            path = (
+                os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(rest[0] if rest else what)
+            )
             self.reach(name, path)
             return call(what, *rest, **more)
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tiny import tiny_trainer
 
 MEMORY = Path("/dev/shm")
 
@@ -18,3 +19,9 @@ def tmp_path(tmp_path):
     folder = Path(tempfile.mkdtemp(prefix="babylm_train-", dir=MEMORY))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(tmp_path_factory):
+    """Modules that are imported late, once, before anything is forked."""
+    tiny_trainer(tmp_path_factory.mktemp("warm"), epochs=1, max_steps=1).train()
