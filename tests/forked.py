@@ -18,6 +18,8 @@ class Child:
 
     def __init__(self, job: Callable[[], object], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("out", "err"):
+            (folder / name).write_bytes(b"")
         self.folder, self.began = folder, time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -30,7 +32,7 @@ class Child:
         try:
             os.setsid()
             for number, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+                os.dup2(os.open(self.folder / name, os.O_WRONLY), number)
             # pytest may have put objects of its own there
             sys.stdout, sys.stderr = (open(n, "w", encoding="utf8", closefd=False) for n in (1, 2))  # noqa: SIM115
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
@@ -40,7 +42,7 @@ class Child:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child ends here whatever it was
             traceback.print_exc()
         finally:
             sys.stdout.flush()
