@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -29,7 +29,9 @@ def main() -> None:
     checks.register_resolvers()
     sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
     try:
-        args = get_args_parser().parse_args()
+        parser = get_args_parser()
+        parser.error = _refuse  # type: ignore[method-assign]
+        args = parser.parse_args()
         if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
             configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
             _check_values(configs)
@@ -47,6 +49,11 @@ def main() -> None:
         sys.exit(130)
     if failures:
         sys.exit(failures[0].exit_code)
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse would say in a page."""
+    raise InputError(f"{message}: --multirun (-m) and other options stand before the first key=value")
 
 
 def _report(directory: Path) -> None:

@@ -42,6 +42,11 @@ HYDRA_ALLOWED = (
 LOGGING_CLASSES = r"logging\.(StreamHandler|FileHandler|NullHandler)"
 EXTRA = "BABYLM_ALLOW_TARGETS"  # module prefixes of a user's own classes, comma-separated
 
+# The largest whole number of a name; beyond it is a slip of the keyboard that would take hours, or all memory, to show.
+LARGEST = {"seed": 2**32 - 1, "max_steps": 10**8, "epochs": 10**5, "n_layer": 10**4, "num_hidden_layers": 10**4}
+LARGEST |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_length", "vocab_size"), 10**6)
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
 FREE = ("study", "resume", "logger")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
@@ -106,15 +111,16 @@ def check_command_line(
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
         except HydraException as error:
             raise InputError(_first_line(error)) from error
-        swept = make(config_name, _spread(overrides)[0]).hydra.sweeper.get("params") or {}
+        first = make(config_name, _spread(overrides)[0])
+    swept = first.hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in overrides}
     if twice := [key for key in swept if key in given]:
         raise InputError(f"{twice[0]} is swept by the experiment: change hydra.sweeper.params instead")
     overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in swept.items()])
     configs = []
-    for chosen in _spread(overrides):
+    for number, chosen in enumerate(_spread(overrides)):
         with _composer(config_dir) as make:
-            config = make(config_name, chosen)
+            config = make(config_name, chosen) if number or swept else first
             reference = make(config_name, _choices(config))
         check(config, reference)
         configs.append(config)
@@ -146,6 +152,9 @@ def check(config: DictConfig, reference: DictConfig) -> None:
     check_targets(values, ALLOWED)
     check_targets(hydra, ALLOWED + HYDRA_ALLOWED, "hydra")
     _check_keys(values, known, ())
+    _check_values(values)
+    if re.search(r"^\.|/|^$", str(values["study"])):
+        raise InputError(f"study={values['study']}: the name of a directory is needed, without / and no . before it")
     missing = sorted(key for key, value in _leaves(values) if value == "???")
     if missing:
         raise InputError(f"{missing[0]} is not set: give {missing[0]}=...")
@@ -206,6 +215,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
             known = [key for key, _ in _leaves(plain(config))]
             groups = [g for g in config.hydra.runtime.choices if not g.startswith("hydra")]
         key = found.group(1).split("@")[0]
+        if key in known:
+            return f"{key}: the chosen options have no such key"
         return f"{key}: no such key or group{_nearest(key, [*known, *groups])}"
     return message
 
@@ -229,6 +240,17 @@ def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ..
                 _check_keys(value, known[key], (*path, str(key)))
         elif value != known[key]:
             _check_type(here, value, known[key], _annotation(node, key, here) if None in (value, known[key]) else "")
+
+
+def _check_values(node: Any, at: str = "") -> None:
+    """Text that can be printed and written, whole numbers within LARGEST."""
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _check_values(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(node, str) and UNPRINTABLE.search(node):
+        raise InputError(f"{at}={node!r} holds a control character, or bytes that are not UTF-8")
+    elif isinstance(node, int) and abs(node) > (largest := LARGEST.get(at.rpartition(".")[2], 2**31 - 1)):
+        raise InputError(f"{at} must be at most {largest}, got {node}")
 
 
 def _check_argument(node: dict[str, Any], key: str, here: str, known: dict[str, Any]) -> None:

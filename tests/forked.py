@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -11,6 +12,39 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
+
+LATE = [
+    "babylm_train.build",
+    "babylm_train.run",
+    "babylm_train.trainer",
+    "babylm_train.tokenizer",
+    "babylm_train.optimizer",
+    "babylm_train.curriculum.scores",
+    "babylm_train.curriculum.hindi",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.qwen3.modeling_qwen3",
+    "matplotlib.backends.backend_agg",
+    "pandas",
+    "pyarrow.parquet",
+]
+
+
+def import_all() -> None:
+    """What a run imports late, once, before anything is forked."""
+    for name in LATE:
+        importlib.import_module(name)
+
+
+def command(arguments: list[str], cwd: Path, said: Path, **environment: str) -> Child:
+    """`python -m babylm_train` with `arguments` in `cwd`, its output in the folder `said`."""
+
+    def job() -> None:
+        os.chdir(cwd)
+        os.environ.update(environment)
+        sys.argv = ["babylm-train", *arguments]
+        importlib.import_module("babylm_train.cli").main()
+
+    return Child(job, said)
 
 
 class Child:

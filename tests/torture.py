@@ -28,22 +28,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure
 import torch
-import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 from failpoints import KILL, Failpoints
-from forked import Child
+from forked import Child, import_all
 
-import babylm_train.build
-import babylm_train.curriculum.scores
-import babylm_train.optimizer
-import babylm_train.run
-import babylm_train.tokenizer
-import babylm_train.trainer
 from babylm_train import cli
 from babylm_train.checkpoint import load
 
+import_all()
 torch.set_num_threads(1)
 
 SMALL = (
@@ -180,7 +172,8 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
     child.send(rng.choice((signal.SIGTERM, signal.SIGUSR1)))
     code = child.wait()
     took = time.monotonic() - began
-    done = [json.loads(line)["step"] for line in run.lines() and (run.directory / "metrics.jsonl").open() or ()]
+    metrics = run.directory / "metrics.jsonl"
+    done = [json.loads(line)["step"] for line in metrics.open()] if metrics.exists() else []
     again = run.start()
     if again.wait(120):
         raise SystemExit(f"after a preemption: {again.err}")

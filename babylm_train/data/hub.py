@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from babylm_train.data.cache import file_digest
-from babylm_train.data.corpus import Corpus, check_options, load_corpus, printable
+from babylm_train.data.corpus import Corpus, check_options, load_corpus, there
 from babylm_train.data.network import need_hub, offline
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, printable
 from babylm_train.types import Document
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -59,7 +59,7 @@ class HubDataset:
             max_words=self.max_words,
             max_length=self.max_length,
         )
-        if Path(self.name).exists():
+        if there("data.name", Path(self.name)):
             if self.revision is not None:
                 raise InputError(f"data.revision: {printable(self.name)} is a local path and has no revision")
         elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from babylm_train.data.cache import file_digest
-from babylm_train.data.corpus import Corpus, check_options, load_corpus, printable, unusable
-from babylm_train.errors import InputError
+from babylm_train.data.corpus import Corpus, check_options, load_corpus, there, unusable
+from babylm_train.errors import InputError, printable
 from babylm_train.types import Document
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 100_000_000  # of a line, and of a document of several lines
-MAX_FILE_BYTES = 2 << 30  # after decompression: a compressed bomb ends here, at the latest
+MAX_FILE_BYTES = 2 << 30  # after decompression
+MAX_RATIO = 200  # of decompression, after 1 MiB: text compresses to a fifth, a bomb to a thousandth
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         found = [path]
-        if not path.exists():
+        if not there(key, path):
             if not glob.has_magic(pattern):
                 raise InputError(f"{key}: no such file: {printable(pattern)}")
             found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if not Path(p).is_dir()]
@@ -118,6 +119,8 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
         elif path.is_dir():
             raise InputError(f"{key}: {printable(pattern)} is a folder; give a glob, as {printable(path / '*.txt')}")
         for file in found:
+            if not file.is_file():  # reading a pipe or a device need not end
+                raise InputError(f"{key}: {printable(file)} is no regular file")
             if not _suffix(file):
                 raise InputError(f"{key}: {printable(file)} does not end in one of {' '.join(SUFFIXES)}")
             files[file] = None
@@ -141,7 +144,7 @@ def _digest(path: Path) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds."""
     try:
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with path.open("rb") as raw, cast(IO[bytes], gzip.open(raw) if path.suffix == ".gz" else raw) as file:
             number = position = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -149,6 +152,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 position += len(line)
                 if position > MAX_FILE_BYTES:
                     raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes of text: cut it up")
+                if position > (1 << 20) + MAX_RATIO * raw.tell():
+                    raise InputError(
+                        f"{printable(path)}, line {number}: unpacks to {MAX_RATIO} times its size, as no text"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or printable(error)
         raise InputError(f"cannot read {printable(path)}: {reason}") from error

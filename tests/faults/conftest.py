@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from forked import import_all
 from tiny import tiny_trainer
 
 MEMORY = Path("/dev/shm")
@@ -23,5 +24,6 @@ def tmp_path(tmp_path):
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm(tmp_path_factory):
-    """Modules that are imported late, once, before anything is forked."""
+    """Everything is imported, and has run once, before anything is forked."""
+    import_all()
     tiny_trainer(tmp_path_factory.mktemp("warm"), epochs=1, max_steps=1).train()
