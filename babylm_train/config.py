@@ -153,6 +153,8 @@ def check(config: DictConfig, reference: DictConfig) -> None:
     check_targets(hydra, ALLOWED + HYDRA_ALLOWED, "hydra")
     _check_keys(values, known, ())
     _check_values(values)
+    if not isinstance(values["resume"], (str, type(None))):
+        raise InputError(f"resume must be a path (a number in quotes), got {values['resume']!r}")
     if re.search(r"^\.|/|^$", str(values["study"])):
         raise InputError(f"study={values['study']}: the name of a directory is needed, without / and no . before it")
     missing = sorted(key for key, value in _leaves(values) if value == "???")

@@ -154,7 +154,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes of text: cut it up")
                 if position > (1 << 20) + MAX_RATIO * raw.tell():
                     raise InputError(
-                        f"{printable(path)}, line {number}: unpacks to {MAX_RATIO} times its size, as no text"
+                        f"{printable(path)}, line {number}: unpacks to {MAX_RATIO} times its size: no text"
                     )
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or printable(error)
