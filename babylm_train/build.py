@@ -240,7 +240,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     )
     decay = built.optimizer.keywords.get("weight_decay", 0.0)
     optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
-    values = checks.plain(config)
+    values = checks.public(config)
     hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
     hashes["validation"] = corpus.validation.fingerprint
     trainer = Trainer(

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from babylm_train import config as checks
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
@@ -121,8 +122,11 @@ def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf8"))
-    return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
+    try:
+        result = json.loads(path.read_text(encoding="utf8"))
+        return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is no result of a run ({error}): delete it") from error
 
 
 def _refuse_other(config: DictConfig, directory: Path) -> None:
@@ -136,5 +140,8 @@ def _refuse_other(config: DictConfig, directory: Path) -> None:
     path = directory / "config.yaml"
     if not path.exists():
         return
-    there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
+    try:
+        there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no configuration of a run: {str(error).splitlines()[0]}") from error
     refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))

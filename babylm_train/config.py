@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -20,18 +21,19 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from yaml import YAMLError
 
 from babylm_train.errors import InputError
 
 PACKAGED = Path(__file__).parent / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
-# What a `_target_` may name. Exact shapes, so that no alias (`babylm_train.checkpoint.os.system`) slips in; `resolve`
-# checks besides that the object was defined where its name says.
+# What a `_target_` may name, beside the callables of ours that a fragment in conf/ names. Exact shapes, so that no
+# alias slips in; `resolve` checks besides that the object was defined where its name says.
 ALLOWED = (
-    r"babylm_train(\.[a-z_]+)+\.[A-Za-z]\w*",
     r"torch\.optim\.[A-Z]\w*",
-    r"transformers\.[A-Z]\w*Config",
+    r"transformers\.(?!Auto)[A-Z]\w*Config",
 )
 HYDRA_ALLOWED = (
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
@@ -39,7 +41,12 @@ HYDRA_ALLOWED = (
     r"hydra_plugins\.hydra_optuna_sweeper\.[\w.]+Sweeper",
     r"optuna\.samplers\.[A-Z]\w*",
 )
-LOGGING_CLASSES = r"logging\.(StreamHandler|FileHandler|NullHandler)"
+LOGGING_CLASSES = r"logging\.(StreamHandler|NullHandler)"  # a file's name and its lines would be the config's to choose
+PROGRAMS = (
+    "job.env_set",
+    "launcher.",
+)  # what steers or runs other programs comes from the command line, not from a file
+ENVIRONMENT = ("data", "logger", "resume", "study")  # where the text of an environment variable may stand
 EXTRA = "BABYLM_ALLOW_TARGETS"  # module prefixes of a user's own classes, comma-separated
 
 # The largest whole number of a name; beyond it is a slip of the keyboard that would take hours, or all memory, to show.
@@ -61,7 +68,8 @@ def run_name(config: DictConfig) -> str:
 
     The same configuration always has the same name and another one never shares it, so repeating a command resumes.
     """
-    overrides = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(("study=", "resume="))]
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a variable's value is no name
+    overrides = [str(o) for o in task if not str(o).lstrip("+~").startswith(("study=", "resume="))]
     readable = "_".join(_shorten(override) for override in overrides)[:100].strip("-_.") or "default"
     return f"{readable}-{config_hash(config)[:8]}"
 
@@ -80,6 +88,27 @@ def plain(config: DictConfig) -> dict[str, Any]:
     )
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}
+
+
+def public(config: DictConfig) -> dict[str, Any]:
+    """As `plain`, but text that comes from the environment stays `${oc.env:NAME}`: what may be saved or sent."""
+    resolve = OmegaConf.register_new_resolver
+    try:
+        resolve("oc.env", lambda name, *_: f"${{oc.env:{name}}}", replace=True)
+        resolve("oc.decode", str, replace=True)
+        masked = plain(config)
+    finally:
+        resolve("oc.env", oc.env, replace=True)
+        resolve("oc.decode", oc.decode, replace=True)
+    return _merge(plain(config), masked)
+
+
+def _merge(value: Any, masked: Any) -> Any:
+    if isinstance(value, dict) and isinstance(masked, dict):
+        return {k: _merge(v, masked[k]) for k, v in value.items()}
+    if isinstance(value, list) and isinstance(masked, list):
+        return [_merge(v, m) for v, m in zip(value, masked, strict=True)]
+    return masked if isinstance(value, str) and "${oc.env:" in str(masked) else value
 
 
 def essential(values: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +180,10 @@ def check(config: DictConfig, reference: DictConfig) -> None:
         raise InputError(_first_line(error)) from error
     check_targets(values, ALLOWED)
     check_targets(hydra, ALLOWED + HYDRA_ALLOWED, "hydra")
+    _check_hydra(config, reference)
+    for key, value in _leaves(public(config)):
+        if "${oc.env:" in str(value) and key.partition(".")[0] not in ENVIRONMENT:
+            raise InputError(f"{key}: the text of an environment variable may stand in {', '.join(ENVIRONMENT)} only")
     _check_keys(values, known, ())
     _check_values(values)
     if not isinstance(values["resume"], (str, type(None))):
@@ -173,13 +206,23 @@ def check_targets(node: Any, allowed: tuple[str, ...], at: str = "") -> None:
             here = f"{at}.{key}" if at else str(key)
             if key in ("_target_", "()") or (at.startswith("hydra") and key == "class"):
                 patterns = (LOGGING_CLASSES,) if key == "class" else () if key == "()" else allowed + _extra()
-                if not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
-                    raise InputError(f"{here}={value} is not allowed; the README says under Security what may be named")
+                mine = key == "_target_" and value in _own_targets()
+                if not mine and not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
+                    raise InputError(f"{here}={value} is not allowed; SECURITY.md says what may be named")
             else:
                 check_targets(value, allowed, here)
     elif isinstance(node, list):
         for index, value in enumerate(node):
             check_targets(value, allowed, f"{at}[{index}]")
+    elif at.startswith("hydra.") and re.match(r"(ext|cfg)://(?!sys\.std(out|err)$)", str(node)):
+        raise InputError(f"{at}={node} is not allowed: it would import a module")
+
+
+@functools.cache
+def _own_targets() -> frozenset[str]:
+    """Every callable of ours that a fragment in conf/ names: what is not offered there is no target."""
+    texts = (path.read_text(encoding="utf8") for path in CONF.rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_: *(babylm_train[\w.]+)", text))
 
 
 def resolve(target: str, key: str) -> Any:
@@ -242,6 +285,18 @@ def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ..
                 _check_keys(value, known[key], (*path, str(key)))
         elif value != known[key]:
             _check_type(here, value, known[key], _annotation(node, key, here) if None in (value, known[key]) else "")
+
+
+def _check_hydra(config: DictConfig, reference: DictConfig) -> None:
+    """Environment and launcher texts that the command line did not give: a file must not choose what else is run."""
+    if "hydra" not in config:
+        return
+    mine, theirs = (dict(_leaves(OmegaConf.to_container(c.hydra, resolve=False))) for c in (config, reference))
+    given = [o.lstrip("+~").partition("=")[0] for o in config.hydra.overrides.hydra]
+    for key, value in mine.items():
+        steers = key.startswith(PROGRAMS) and isinstance(value, (str, list)) and key != "launcher._target_"
+        if steers and theirs.get(key) != value and not any(f"hydra.{key}".startswith(g) for g in given):
+            raise InputError(f"hydra.{key} steers other programs: it may stand on the command line, not in a file")
 
 
 def _check_values(node: Any, at: str = "") -> None:
@@ -313,7 +368,9 @@ def _choices(config: DictConfig) -> list[str]:
     groups = [
         f"{group}={option}"
         for group, option in ((str(group), option) for group, option in chosen.items())
-        if option is not None and group != "experiment" and not group.startswith("hydra/")
+        if option is not None
+        and group != "experiment"
+        and (group == "hydra/launcher" or not group.startswith("hydra/"))
     ]
     return groups + [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath")]
 
@@ -349,6 +406,8 @@ class _composer:
     def _compose(self, name: str, overrides: list[str]) -> DictConfig:
         try:
             return compose(name, [*self.extra, *overrides], return_hydra_config=True)
+        except YAMLError as error:
+            raise InputError(_first_line(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: `group=3`
             if overrides:
                 raise InputError(explain(error, overrides)) from error

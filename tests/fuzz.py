@@ -30,10 +30,15 @@ from babylm_train.data.stories import generate
 
 SECONDS = 60  # on a busy machine; a configuration takes 0.3 to 3
 MEMORY = 8 << 30  # bytes of address space beyond this process's own: what asks for more is refused by the kernel
-BASE = (
-    "model.dropout=0.1 data.max_length=16 trainer.max_steps=2 trainer.epochs=1 "
-    "trainer.batch_size=2 logger=none hydra.run.dir=out"
-).split()
+BASE = [
+    "model.dropout=0.1",
+    "data.max_length=16",
+    "trainer.max_steps=2",
+    "trainer.epochs=1",
+    "trainer.batch_size=2",
+    "logger=none",
+    "hydra.run.dir=out",
+]
 SIZES = {
     "gpt2_nano": "n_layer=1 n_embd=16 n_head=2",
     "modern_nano": "num_hidden_layers=1 hidden_size=16 intermediate_size=32",
@@ -47,6 +52,8 @@ STRANGE = [
 SKIPPED = {  # keys that may well ask for minutes: a compiler, a download, a process of W&B's
     "trainer.compile", "data.cache_dir", "logger.timeout", "logger.upload_timeout", "model.config.n_embd",
 }  # fmt: skip
+
+WORK = ("trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps")  # thousands: no fault
 
 
 def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
@@ -121,14 +128,12 @@ def arguments(rng: random.Random, space: Space, corpus: Path) -> list[str]:
         chosen["data"]
     ]
     known = [leaf for group, option in chosen.items() for leaf in space.keys[group, option]]
-    known += [leaf for leaf in space.keys["trainer", "default"]] + [("seed", 0), ("study", "runs"), ("resume", None)]
+    known += [*space.keys["trainer", "default"], ("seed", 0), ("study", "runs"), ("resume", None)]
     if chosen.get("tokenizer", "bpe") not in ("byte", "pretrained", "character"):
         given.append(f"tokenizer.vocab_size={500 if chosen.get('tokenizer') == 'wordpiece' else 300}")
     for key, default in rng.sample(known, rng.choice([0, 0, 1, 1, 1, 2, 3])):
         wanted = value(rng, default)
-        if key in SKIPPED or (
-            key == "trainer.max_steps" and len(wanted) in (4, 7)
-        ):  # thousands of updates are no fault
+        if key in SKIPPED or (key in WORK and len(wanted) in (4, 7)):
             continue
         sign = rng.choice([""] * 17 + ["+", "++", "~"])
         given.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={wanted}")

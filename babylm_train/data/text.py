@@ -226,7 +226,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
         raise InputError(f"{printable(path)}: parquet needs the hub extra: pip install 'babylm-train[hub]'") from error
     row = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, read_dictionary=[field]) as file:
             names = file.schema_arrow.names
             if field not in names:
                 raise InputError(_missing(printable(path), field, names))
@@ -234,12 +234,18 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
             if sum(groups) > MAX_FILE_BYTES:
                 raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes: cut it up")
             columns = [field, "source"] if "source" in names and field != "source" else [field]
+            size, most = 0, min(MAX_FILE_BYTES, (1 << 20) + MAX_RATIO * path.stat().st_size)
             for batch in file.iter_batches(1024, columns=columns):
-                for record in batch.to_pylist():
+                for cells in zip(
+                    *batch.columns, strict=True
+                ):  # one value at a time: a dictionary may repeat a long one
                     row += 1
-                    source = record.get("source")
+                    text, source = cells[0].as_py(), cells[-1].as_py() if len(cells) > 1 else None
+                    size += len(text) if isinstance(text, str) else 0
+                    if size > most:
+                        raise InputError(f"{printable(path)}, row {row}: unpacks to more than {most:,} letters")
                     name = source if isinstance(source, str) else path.name
-                    yield _document(f"{printable(path)}, row {row}", field, record[field], name)
+                    yield _document(f"{printable(path)}, row {row}", field, text, name)
     except UnicodeDecodeError as error:
         raise InputError(f"{printable(path)}, after row {row}: not UTF-8") from error
     except (OSError, pyarrow.ArrowException) as error:

@@ -4,7 +4,6 @@ tests/test_cli.py holds as many mistakes in keys and values; these are the stran
 """
 
 import gzip
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -12,13 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from forked import command
+from forked import SMALL, command, hashed
 
 from babylm_train.checkpoint import load
 from babylm_train.errors import InputError
 
-TINY = "model.config.n_layer=1 model.config.n_embd=16 model.config.n_head=2 data.max_length=16 tokenizer.vocab_size=300"
-SMALL = [*TINY.split(), "trainer.max_steps=2", "logger=none", "hydra.run.dir=out", "data.cache_dir=cache"]
 SECONDS = 10  # at most, each
 
 
@@ -154,10 +151,6 @@ class Touch:
 
     def __reduce__(self):
         return Path.touch, (Path("canary"),)
-
-
-def hashed(path: Path) -> None:
-    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
 
 
 def test_checkpoints(refused, tmp_path):
