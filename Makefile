@@ -3,13 +3,19 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test lint format sweep torture-studies clean
+.PHONY: train test torture fuzz lint format sweep torture-studies clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
 
 test: $(READY)  ## the whole suite
 	$(PY) -m pytest -n 2 --dist worksteal
+
+torture: $(READY)  ## 324 SIGKILLs and 50 preemptions of whole runs, each compared with one that nobody touched; 15 minutes
+	$(PY) tests/torture.py
+
+fuzz: $(READY)  ## 2 000 random configurations: each trains 2 steps or is refused
+	$(PY) tests/fuzz.py
 
 lint: $(READY)  ## style, format and types
 	$(PY) -m ruff check .

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from babylm_train import config as checks
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, OutOfMemory
 
 if TYPE_CHECKING:
     import torch
@@ -226,6 +226,10 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         model = built.model(tokenizer=tokenizer, max_length=source.max_length)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
     model.to(device_of(options))
     if options.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
@@ -236,7 +240,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     )
     decay = built.optimizer.keywords.get("weight_decay", 0.0)
     optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
-    values = checks.plain(config)
+    values = checks.public(config)
     hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
     hashes["validation"] = corpus.validation.fingerprint
     trainer = Trainer(

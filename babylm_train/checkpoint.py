@@ -16,6 +16,7 @@ import os
 import pickle
 import random
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 BEST = "checkpoint_best.pt"
 ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their product is what an update sees
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
+
+# What zipfile and torch raise for files that are hashed and yet none of torch's.
+UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class Checkpoints:
@@ -85,8 +89,8 @@ class Checkpoints:
         return first
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that verifies, and its content; says which ones it had to pass over."""
-        for path in self._by_age():
+        """The newest checkpoint that verifies, else the best, and its content; says which it had to pass over."""
+        for path in [*self._by_age(), *self.directory.glob(BEST)]:
             content = self._verified(path)
             if content is not None:
                 return path, content
@@ -155,16 +159,26 @@ def load(path: Path) -> dict[str, Any]:
         InputError: missing, without its .sha256, or changed since it was written.
     """
     try:
-        data = path.read_bytes()
-        known = {line.split()[0] for line in _hash_file(path).read_text().splitlines() if line.strip()}
+        data, known = path.read_bytes(), _known_hashes(path)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint: {error.filename} is missing") from error
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() not in known:
         raise InputError(f"{path} is damaged: its sha256 is not the one in {_hash_file(path).name}")
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save compresses nothing: no room for a bomb
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise InputError(f"{path} unpacks to more than it holds: it is not loaded")
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors and plain values: it is not loaded") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path} is no checkpoint: {type(error).__name__}") from error
+    state = content.get("state") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not isinstance(state.get("update"), int):
+        raise InputError(f"{path} is no checkpoint of this program")
+    return content
 
 
 def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
@@ -188,10 +202,15 @@ def _hash_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _known_hashes(path: Path) -> list[str]:
+    lines = _hash_file(path).read_text(encoding="ascii", errors="replace").splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
+
+
 def _replace(path: Path, digest: str, write: Any) -> None:
     """Puts what `write` makes under `path`, by rename; the .sha256 is valid before, between and after."""
     hashes = _hash_file(path)
-    old = [line.split()[0] for line in hashes.read_text().splitlines()] if hashes.exists() and path.exists() else []
+    old = _known_hashes(path) if hashes.exists() and path.exists() else []
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(aside)

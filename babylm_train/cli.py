@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -16,6 +16,7 @@ from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from babylm_train import config as checks
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
@@ -32,7 +33,9 @@ def main() -> None:
     checks.register_resolvers()
     sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
     try:
-        args = get_args_parser().parse_args()
+        parser = get_args_parser()
+        parser.error = _refuse  # type: ignore[method-assign]
+        args = parser.parse_args()
         if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
             task()
             return
@@ -78,6 +81,11 @@ def _sweep(config: DictConfig) -> None:
     _report(directory)
     if failed:
         sys.exit(failed[0])
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse would say in a page."""
+    raise InputError(f"{message}: --multirun (-m) and other options stand before the first key=value")
 
 
 def _report(directory: Path) -> None:
@@ -190,8 +198,11 @@ def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf8"))
-    return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
+    try:
+        result = json.loads(path.read_text(encoding="utf8"))
+        return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is no result of a run ({error}): delete it") from error
 
 
 def _refuse_other(config: DictConfig, directory: Path) -> None:
@@ -205,5 +216,8 @@ def _refuse_other(config: DictConfig, directory: Path) -> None:
     path = directory / "config.yaml"
     if not path.exists():
         return
-    there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
+    try:
+        there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no configuration of a run: {str(error).splitlines()[0]}") from error
     refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -20,18 +21,19 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from yaml import YAMLError
 
 from babylm_train.errors import InputError
 
 PACKAGED = Path(__file__).parent / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
-# What a `_target_` may name. Exact shapes, so that no alias (`babylm_train.checkpoint.os.system`) slips in; `resolve`
-# checks besides that the object was defined where its name says.
+# What a `_target_` may name, beside the callables of ours that a fragment in conf/ names. Exact shapes, so that no
+# alias slips in; `resolve` checks besides that the object was defined where its name says.
 ALLOWED = (
-    r"babylm_train(\.[a-z_]+)+\.[A-Za-z]\w*",
     r"torch\.optim\.[A-Z]\w*",
-    r"transformers\.[A-Z]\w*Config",
+    r"transformers\.(?!Auto)[A-Z]\w*Config",
 )
 HYDRA_ALLOWED = (
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
@@ -39,8 +41,18 @@ HYDRA_ALLOWED = (
     r"hydra_plugins\.hydra_optuna_sweeper\.[\w.]+Sweeper",
     r"optuna\.samplers\.[A-Z]\w*",
 )
-LOGGING_CLASSES = r"logging\.(StreamHandler|FileHandler|NullHandler)"
+LOGGING_CLASSES = r"logging\.(StreamHandler|NullHandler)"  # a file's name and its lines would be the config's to choose
+PROGRAMS = (
+    "job.env_set",
+    "launcher.",
+)  # what steers or runs other programs comes from the command line, not from a file
+ENVIRONMENT = ("data", "logger", "resume", "study")  # where the text of an environment variable may stand
 EXTRA = "BABYLM_ALLOW_TARGETS"  # module prefixes of a user's own classes, comma-separated
+
+# The largest whole number of a name; beyond it is a slip of the keyboard that would take hours, or all memory, to show.
+LARGEST = {"seed": 2**32 - 1, "max_steps": 10**8, "epochs": 10**5, "n_layer": 10**4, "num_hidden_layers": 10**4}
+LARGEST |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "max_length", "vocab_size"), 10**6)
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 FREE = ("study", "resume", "logger", "job_timeout")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
@@ -60,8 +72,8 @@ def run_name(config: DictConfig) -> str:
     digest = config_hash(config)[:8]
     for there in sorted(Path(config.hydra.sweep.dir).glob(f"*-{digest}")):
         return there.name
-    overrides = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(("study=", "resume="))]
-    words = [_shorten(override) for override in overrides]
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a variable's value is no name
+    words = [_shorten(str(o)) for o in task if not str(o).lstrip("+~").startswith(("study=", "resume="))]
     while len("_".join(words)) > 120:  # the longest are paths and the like; the hash stands for them too
         words.remove(max(words, key=len))
     return f"{'_'.join(words).strip('-_.') or 'default'}-{digest}"
@@ -83,6 +95,27 @@ def plain(config: DictConfig) -> dict[str, Any]:
     )
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}
+
+
+def public(config: DictConfig) -> dict[str, Any]:
+    """As `plain`, but text that comes from the environment stays `${oc.env:NAME}`: what may be saved or sent."""
+    resolve = OmegaConf.register_new_resolver
+    try:
+        resolve("oc.env", lambda name, *_: f"${{oc.env:{name}}}", replace=True)
+        resolve("oc.decode", str, replace=True)
+        masked = plain(config)
+    finally:
+        resolve("oc.env", oc.env, replace=True)
+        resolve("oc.decode", oc.decode, replace=True)
+    return _merge(plain(config), masked)
+
+
+def _merge(value: Any, masked: Any) -> Any:
+    if isinstance(value, dict) and isinstance(masked, dict):
+        return {k: _merge(v, masked[k]) for k, v in value.items()}
+    if isinstance(value, list) and isinstance(masked, list):
+        return [_merge(v, m) for v, m in zip(value, masked, strict=True)]
+    return masked if isinstance(value, str) and "${oc.env:" in str(masked) else value
 
 
 def essential(values: dict[str, Any]) -> dict[str, Any]:
@@ -114,15 +147,16 @@ def check_command_line(
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
         except HydraException as error:
             raise InputError(_first_line(error)) from error
-        swept = make(config_name, _spread(overrides)[0]).hydra.sweeper.get("params") or {}
+        first = make(config_name, _spread(overrides)[0])
+    swept = first.hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in overrides}
     if twice := [key for key in swept if key in given]:
         raise InputError(f"{twice[0]} is swept by the experiment: change hydra.sweeper.params instead")
     overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in swept.items()])
     configs, references = [], {}
     with _composer(config_dir) as make:
-        for chosen in _spread(overrides):
-            config = make(config_name, chosen)
+        for number, chosen in enumerate(_spread(overrides)):
+            config = make(config_name, chosen) if number or swept else first
             choices = tuple(_choices(config))
             if choices not in references:
                 references[choices] = make(config_name, list(choices))
@@ -155,7 +189,16 @@ def check(config: DictConfig, reference: DictConfig) -> None:
         raise InputError(_first_line(error)) from error
     check_targets(values, ALLOWED)
     check_targets(hydra, ALLOWED + HYDRA_ALLOWED, "hydra")
+    _check_hydra(config, reference)
+    for key, value in _leaves(public(config)):
+        if "${oc.env:" in str(value) and key.partition(".")[0] not in ENVIRONMENT:
+            raise InputError(f"{key}: the text of an environment variable may stand in {', '.join(ENVIRONMENT)} only")
     _check_keys(values, known, ())
+    _check_values(values)
+    if not isinstance(values["resume"], (str, type(None))):
+        raise InputError(f"resume must be a path (a number in quotes), got {values['resume']!r}")
+    if re.search(r"^\.|/|^$", str(values["study"])):
+        raise InputError(f"study={values['study']}: the name of a directory is needed, without / and no . before it")
     missing = sorted(key for key, value in _leaves(values) if value == "???")
     if missing:
         raise InputError(f"{missing[0]} is not set: give {missing[0]}=...")
@@ -172,13 +215,23 @@ def check_targets(node: Any, allowed: tuple[str, ...], at: str = "") -> None:
             here = f"{at}.{key}" if at else str(key)
             if key in ("_target_", "()") or (at.startswith("hydra") and key == "class"):
                 patterns = (LOGGING_CLASSES,) if key == "class" else () if key == "()" else allowed + _extra()
-                if not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
-                    raise InputError(f"{here}={value} is not allowed; the README says under Security what may be named")
+                mine = key == "_target_" and value in _own_targets()
+                if not mine and not (isinstance(value, str) and any(re.fullmatch(p, value) for p in patterns)):
+                    raise InputError(f"{here}={value} is not allowed; SECURITY.md says what may be named")
             else:
                 check_targets(value, allowed, here)
     elif isinstance(node, list):
         for index, value in enumerate(node):
             check_targets(value, allowed, f"{at}[{index}]")
+    elif at.startswith("hydra.") and re.match(r"(ext|cfg)://(?!sys\.std(out|err)$)", str(node)):
+        raise InputError(f"{at}={node} is not allowed: it would import a module")
+
+
+@functools.cache
+def _own_targets() -> frozenset[str]:
+    """Every callable of ours that a fragment in conf/ names: what is not offered there is no target."""
+    texts = (path.read_text(encoding="utf8") for path in CONF.rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_: *(babylm_train[\w.]+)", text))
 
 
 def resolve(target: str, key: str) -> Any:
@@ -216,6 +269,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
             known = [key for key, _ in _leaves(plain(config))]
             groups = [g for g in config.hydra.runtime.choices if not g.startswith("hydra")]
         key = found.group(1).split("@")[0]
+        if key in known:
+            return f"{key}: the chosen options have no such key"
         return f"{key}: no such key or group{_nearest(key, [*known, *groups])}"
     return message
 
@@ -239,6 +294,29 @@ def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ..
                 _check_keys(value, known[key], (*path, str(key)))
         elif value != known[key]:
             _check_type(here, value, known[key], _annotation(node, key, here) if None in (value, known[key]) else "")
+
+
+def _check_hydra(config: DictConfig, reference: DictConfig) -> None:
+    """Environment and launcher texts that the command line did not give: a file must not choose what else is run."""
+    if "hydra" not in config:
+        return
+    mine, theirs = (dict(_leaves(OmegaConf.to_container(c.hydra, resolve=False))) for c in (config, reference))
+    given = [o.lstrip("+~").partition("=")[0] for o in config.hydra.overrides.hydra]
+    for key, value in mine.items():
+        steers = key.startswith(PROGRAMS) and isinstance(value, (str, list)) and key != "launcher._target_"
+        if steers and theirs.get(key) != value and not any(f"hydra.{key}".startswith(g) for g in given):
+            raise InputError(f"hydra.{key} steers other programs: it may stand on the command line, not in a file")
+
+
+def _check_values(node: Any, at: str = "") -> None:
+    """Text that can be printed and written, whole numbers within LARGEST."""
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _check_values(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(node, str) and UNPRINTABLE.search(node):
+        raise InputError(f"{at}={node!r} holds a control character, or bytes that are not UTF-8")
+    elif isinstance(node, int) and abs(node) > (largest := LARGEST.get(at.rpartition(".")[2], 2**31 - 1)):
+        raise InputError(f"{at} must be at most {largest}, got {node}")
 
 
 def _check_argument(node: dict[str, Any], key: str, here: str, known: dict[str, Any]) -> None:
@@ -299,7 +377,9 @@ def _choices(config: DictConfig) -> list[str]:
     groups = [
         f"{group}={option}"
         for group, option in ((str(group), option) for group, option in chosen.items())
-        if option is not None and group != "experiment" and not group.startswith("hydra/")
+        if option is not None
+        and group != "experiment"
+        and (group == "hydra/launcher" or not group.startswith("hydra/"))
     ]
     return groups + [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath")]
 
@@ -335,6 +415,8 @@ class _composer:
     def _compose(self, name: str, overrides: list[str]) -> DictConfig:
         try:
             return compose(name, [*self.extra, *overrides], return_hydra_config=True)
+        except YAMLError as error:
+            raise InputError(_first_line(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: `group=3`
             if overrides:
                 raise InputError(explain(error, overrides)) from error

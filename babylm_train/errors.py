@@ -47,9 +47,14 @@ class PreemptedError(RunError):
     exit_code = 75
 
 
+def printable(text: object) -> str:
+    """`text` on one line, whatever would move a terminal's cursor written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def one_line(error: RunError) -> str:
-    """Its message without line breaks."""
-    return " ".join(str(error).split())
+    """Its message without line breaks, nor anything that a terminal would obey."""
+    return printable(" ".join(str(error).split()))
 
 
 def fail(error: RunError) -> NoReturn:

@@ -90,13 +90,15 @@ def find_checkpoint(resume: str) -> Path:
         InputError: there is none.
     """
     path = Path(resume)
-    if path.is_dir():
-        folder = path if path.name == "checkpoints" else path / "checkpoints"
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    try:
         if any(folder.glob("checkpoint_*.pt")):
             return folder
-    if not path.is_file():
-        raise InputError(f"resume={resume}: no checkpoint there")
-    return path
+        if path.is_file():
+            return path
+    except OSError as error:  # a name longer than the file system takes
+        raise InputError(f"resume={resume}: no checkpoint there: {error.strerror}") from error
+    raise InputError(f"resume={resume}: no checkpoint there")
 
 
 def write_text(path: Path, text: str) -> None:

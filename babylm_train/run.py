@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from babylm_train.checkpoint import Checkpoints, load
-from babylm_train.errors import SIGNALS, InputError, InUse, PreemptedError, RunError, StorageError
+from babylm_train.errors import SIGNALS, InputError, InUse, PreemptedError, RunError, StorageError, printable
 from babylm_train.evaluate import PROMPTS, sample, score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
@@ -270,7 +270,7 @@ def table(result: dict[str, Any]) -> str:
     names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")
     lines = [f"  {name:<18}{_show(result[name])}" for name in names]
     lines += [f"  {'pairs ' + name:<18}{share:.1%}" for name, share in result.get("pairs", {}).items()]
-    texts = zip(PROMPTS, result["samples"], strict=True)
+    texts = zip(PROMPTS, map(printable, result["samples"]), strict=True)
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from babylm_train.data.cache import cached, digest
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, printable
 from babylm_train.types import Document, MinimalPair
 
 FORMAT = 1  # raise it when cleaning or the files change: older caches are then built again
@@ -85,11 +85,6 @@ class Corpus:
     pairs: tuple[MinimalPair, ...] = ()
 
 
-def printable(text: object) -> str:
-    """`text` on one line, whatever would move a terminal's cursor written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-
-
 def fold(text: str) -> str:
     """NFC without zero-width characters; one space between words, one newline between lines, none at the ends."""
     text = unicodedata.normalize("NFC", _ZERO_WIDTH.sub("", text))
@@ -101,6 +96,18 @@ def unusable(text: str) -> str | None:
     if "\0" in text:
         return "a NUL character: this is no text"
     return "half a surrogate pair, which UTF-8 cannot hold" if _SURROGATE.search(text) else None
+
+
+def there(key: str, path: Path) -> bool:
+    """Does `path` exist?
+
+    Raises:
+        InputError: it cannot (a name longer than the file system takes); names `key`.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"{key}: {printable(path)[:100]}: {error.strerror}") from error
 
 
 def check_options(*, validation_share: float, seed: int, max_words: int | None, max_length: int = 2) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from babylm_train.data.cache import file_digest
-from babylm_train.data.corpus import Corpus, check_options, load_corpus, printable
+from babylm_train.data.corpus import Corpus, check_options, load_corpus, there
 from babylm_train.data.network import need_hub, offline
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, printable
 from babylm_train.types import Document
 
+PACKED = re.compile(r".*\.(zip|tar|tgz|gz|bz2|xz|lzma|zst|lz4|7z|rar)")  # `datasets` would unpack without a bound
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -59,7 +60,7 @@ class HubDataset:
             max_words=self.max_words,
             max_length=self.max_length,
         )
-        if Path(self.name).exists():
+        if there("data.name", Path(self.name)):
             if self.revision is not None:
                 raise InputError(f"data.revision: {printable(self.name)} is a local path and has no revision")
         elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
@@ -121,7 +122,7 @@ class HubDataset:
             datasets.disable_progress_bars()
         try:
             data = self._open(datasets, split, revision)
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{what}, split {printable(split)}: {_reason(error)}") from error
         field, columns = self.text_field, data.column_names
         if field not in columns:
@@ -149,7 +150,10 @@ class HubDataset:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         raise InputError(f"data.name: {printable(path)} is a file; read it with data=text, or give its folder")
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    if packed := [p for p in files if PACKED.fullmatch(p.name.lower())]:
+        raise InputError(f"data.name: {printable(packed[0])} is packed: unpack it, or read it with data=text (.gz)")
+    return files
 
 
 def _import(what: str) -> Any:

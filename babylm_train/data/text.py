@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from babylm_train.data.cache import file_digest
-from babylm_train.data.corpus import Corpus, check_options, load_corpus, printable, unusable
-from babylm_train.errors import InputError
+from babylm_train.data.corpus import Corpus, check_options, load_corpus, there, unusable
+from babylm_train.errors import InputError, printable
 from babylm_train.types import Document
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 100_000_000  # of a line, and of a document of several lines
-MAX_FILE_BYTES = 2 << 30  # after decompression: a compressed bomb ends here, at the latest
+MAX_FILE_BYTES = 2 << 30  # after decompression
+MAX_RATIO = 200  # of decompression, after 1 MiB: text compresses to a fifth, a bomb to a thousandth
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         found = [path]
-        if not path.exists():
+        if not there(key, path):
             if not glob.has_magic(pattern):
                 raise InputError(f"{key}: no such file: {printable(pattern)}")
             found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if not Path(p).is_dir()]
@@ -118,6 +119,8 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
         elif path.is_dir():
             raise InputError(f"{key}: {printable(pattern)} is a folder; give a glob, as {printable(path / '*.txt')}")
         for file in found:
+            if not file.is_file():  # reading a pipe or a device need not end
+                raise InputError(f"{key}: {printable(file)} is no regular file")
             if not _suffix(file):
                 raise InputError(f"{key}: {printable(file)} does not end in one of {' '.join(SUFFIXES)}")
             files[file] = None
@@ -141,7 +144,7 @@ def _digest(path: Path) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds."""
     try:
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with path.open("rb") as raw, cast(IO[bytes], gzip.open(raw) if path.suffix == ".gz" else raw) as file:
             number = position = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -149,6 +152,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 position += len(line)
                 if position > MAX_FILE_BYTES:
                     raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes of text: cut it up")
+                if position > (1 << 20) + MAX_RATIO * raw.tell():
+                    raise InputError(
+                        f"{printable(path)}, line {number}: unpacks to {MAX_RATIO} times its size: no text"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or printable(error)
         raise InputError(f"cannot read {printable(path)}: {reason}") from error
@@ -219,7 +226,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
         raise InputError(f"{printable(path)}: parquet needs the hub extra: pip install 'babylm-train[hub]'") from error
     row = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, read_dictionary=[field]) as file:
             names = file.schema_arrow.names
             if field not in names:
                 raise InputError(_missing(printable(path), field, names))
@@ -227,12 +234,18 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
             if sum(groups) > MAX_FILE_BYTES:
                 raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes: cut it up")
             columns = [field, "source"] if "source" in names and field != "source" else [field]
+            size, most = 0, min(MAX_FILE_BYTES, (1 << 20) + MAX_RATIO * path.stat().st_size)
             for batch in file.iter_batches(1024, columns=columns):
-                for record in batch.to_pylist():
+                for cells in zip(
+                    *batch.columns, strict=True
+                ):  # one value at a time: a dictionary may repeat a long one
                     row += 1
-                    source = record.get("source")
+                    text, source = cells[0].as_py(), cells[-1].as_py() if len(cells) > 1 else None
+                    size += len(text) if isinstance(text, str) else 0
+                    if size > most:
+                        raise InputError(f"{printable(path)}, row {row}: unpacks to more than {most:,} letters")
                     name = source if isinstance(source, str) else path.name
-                    yield _document(f"{printable(path)}, row {row}", field, record[field], name)
+                    yield _document(f"{printable(path)}, row {row}", field, text, name)
     except UnicodeDecodeError as error:
         raise InputError(f"{printable(path)}, after row {row}: not UTF-8") from error
     except (OSError, pyarrow.ArrowException) as error:

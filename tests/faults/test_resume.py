@@ -1,0 +1,268 @@
+"""Killed wherever and however often, a run ends as the one that nobody touched; and each saved item is needed for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from failpoints import KILL, Failpoints
+from forked import Child
+from tiny import tiny_trainer
+
+from babylm_train.checkpoint import load, rng_state
+from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
+from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
+from babylm_train.errors import PreemptedError
+from babylm_train.objective import CausalObjective
+from babylm_train.precision import Precision
+from babylm_train.run import Preemption, find_start, restore
+from babylm_train.trainer import EarlyStopping, Trainer
+
+EPOCHS = 3
+
+
+def performance() -> dict:
+    schedule = PerformanceSchedule(epochs=EPOCHS, start_threshold=0.3, end_threshold=1.0)
+    return {"strategy": LengthBasedCurriculum(), "schedule": schedule, "eval_every": 2}
+
+
+def dynamic() -> dict:
+    schedule = LinearSchedule(epochs=EPOCHS, start_threshold=0.3, end_threshold=1.0)
+    return {"strategy": DynamicCurriculum(LengthBasedCurriculum()), "schedule": schedule, "eval_every": 3}
+
+
+BF16 = {"precision": Precision("bfloat16", "highest", False)}
+SCALED = {"precision": Precision("float32", "highest", True, initial_scale=2.0**127, growth_interval=3)}
+CONFIGURATIONS = {
+    "none": lambda: {"save_every": 3},
+    "none, bf16": lambda: BF16,
+    "length by performance": performance,
+    "length by performance, bf16": lambda: {**performance(), **BF16, "save_every": 4},
+    "dynamic": lambda: {**dynamic(), "save_every": 1, "gradient_accumulation_steps": 1},
+    "dynamic, loss scaling": lambda: {**dynamic(), **SCALED},
+}
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def digest(value: object) -> str:
+    """Of nested containers, tensors by their bits."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).hexdigest()}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k!r}:{digest(v)}" for k, v in sorted(value.items(), key=lambda i: str(i[0]))) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(digest, value)) + "]"
+    return repr(value)
+
+
+def outcome(trainer: Trainer) -> dict[str, str]:
+    """What must not depend on kills, by name."""
+    parts = {
+        "weights": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": {k: v for k, v in trainer.scheduler.state_dict().items() if k != "lr_lambdas"},
+        "scaler": trainer.scaler.state_dict(),
+        "curriculum": trainer.curriculum.state_dict(),
+        "state": vars(trainer.state),
+        "generators": rng_state(),
+    }
+    record = {"metrics": trainer.record.metrics.read_text(encoding="utf8")}
+    return {name: hashlib.sha256(digest(part).encode()).hexdigest() for name, part in parts.items()} | record
+
+
+def run(directory: Path, configuration: str, preemption: object = lambda: False) -> Trainer:
+    """What `execute` does with a tiny trainer: go on from what is there, train to the end. Logs each applied update."""
+    trainer = tiny_trainer(directory, **CONFIGURATIONS[configuration]())
+    trainer.should_stop = preemption  # type: ignore[assignment]
+    applied = os.open(directory / "applied", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    count = trainer._count
+
+    def logged(*arguments: object) -> None:
+        count(*arguments)
+        os.write(applied, b"%d\n" % trainer.state.update)
+
+    trainer._count = logged  # type: ignore[method-assign]
+    seed_all(7)
+    start = find_start(trainer, directory, None)
+    trainer.checkpoints.check(1000)
+    if start is not None:
+        restore(trainer, *start)
+    trainer.train()
+    return trainer
+
+
+def job(directory: Path, configuration: str, failpoint: int | None = None):
+    """Run to the end in a child; writes its outcome, and how many failpoints it passed."""
+
+    def work() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        with Failpoints(directory / "checkpoints", failpoint, KILL) as points:
+            trainer = run(directory, configuration)
+        (directory / "outcome").write_text(json.dumps([outcome(trainer), len(points.steps)]))
+
+    return work
+
+
+def updates_applied(directory: Path) -> list[int]:
+    path = directory / "applied"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def kill_soon(child: Child, directory: Path, more: int, pause: float) -> bool:
+    """SIGKILL `pause` seconds after `more` further updates; False if the run was over by then."""
+    goal = len(updates_applied(directory)) + more
+    while child.poll() is None and len(updates_applied(directory)) < goal:
+        time.sleep(0.0005)
+    time.sleep(pause)
+    return child.kill() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_six_kills_and_the_run_is_bitwise_the_one_without(tmp_path, configuration):
+    """Two at random moments, two within the writing of a checkpoint, two on the run that had already been resumed."""
+    whole = tmp_path / "whole"
+    control = Child(job(whole, configuration), tmp_path)
+    assert control.wait() == 0, control.err
+    expected, points = json.loads((whole / "outcome").read_text())
+    total = len(updates_applied(whole))
+    rng = random.Random(configuration)
+    kills = 0
+    for chain in range(2):
+        killed = tmp_path / f"killed {chain}"
+        plan = ["moment", "failpoint", "resumed"]
+        for kind in plan:
+            before = kills
+            while kills == before:
+                if kind == "failpoint":
+                    child = Child(job(killed, configuration, rng.randrange(points // 2)), tmp_path)
+                    kills += child.wait() == -signal.SIGKILL
+                else:
+                    child = Child(job(killed, configuration), tmp_path)
+                    kills += kill_soon(child, killed, rng.randrange(total // 3), rng.uniform(0, 0.01))
+                if (killed / "outcome").exists():  # it was over before: the next kill hits another run
+                    (killed := tmp_path / f"killed {chain} {rng.random()}").mkdir()
+        last = Child(job(killed, configuration), tmp_path)
+        assert last.wait() == 0, last.err
+        found, _ = json.loads((killed / "outcome").read_text())
+        assert [name for name in expected if found[name] != expected[name]] == []
+    assert kills == 6
+
+
+def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
+    """SIGTERM and SIGUSR1: exit 75, saved, and over all parts each update was applied once."""
+
+    def work() -> None:
+        with Preemption() as preemption:
+            preemption.training = True
+            try:
+                run(folder, "dynamic", preemption)
+            except PreemptedError as error:
+                raise SystemExit(error.exit_code) from error
+
+    rng = random.Random(3)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for _ in range(3):
+            child, goal = Child(work, tmp_path / "child"), len(updates_applied(folder)) + rng.randint(1, 5)
+            while child.poll() is None and len(updates_applied(folder)) < goal:
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.004))
+            child.send(number)
+            assert child.wait(30) == 75, child.err
+        last = Child(work, tmp_path / "child")
+        assert last.wait() == 0, last.err
+        assert updates_applied(folder) == list(range(1, len(updates_applied(folder)) + 1))
+
+
+class Drawing(CausalObjective):
+    """An objective that draws from Python's and NumPy's global generators, as a user's own may."""
+
+    def __call__(self, model, batch):
+        return super().__call__(model, batch) * (1 + 1e-3 * random.random() * np.random.rand())
+
+
+def everything(directory: Path) -> Trainer:
+    """A tiny run in which every item of the saved state moves."""
+    changes = {**dynamic(), "schedule": performance()["schedule"], **SCALED, "objective": Drawing()}
+    stopping = EarlyStopping(patience=4, min_delta=0.05)
+    trainer = tiny_trainer(directory, **changes, save_every=1, keep_last=99, log_every=3, early_stopping=stopping)
+    trainer.state.run_id = directory.name
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(directory, outcome, contents of its checkpoints) of one whole run, and the content that a fresh run would save."""
+    whole = everything(tmp_path_factory.mktemp("mutants") / "whole")
+    seed_all(7)
+    whole.train()
+    expected = outcome(whole)
+    contents = [load(path) for path in whole.checkpoints.directory.glob("checkpoint_[es]*.pt")]
+    contents.sort(key=lambda c: (c["state"]["update"], c["state"]["epoch"]))
+    fresh, kept = everything(whole.record.directory.parent / "fresh"), []
+    seed_all(12345)
+    fresh.checkpoints.save = lambda content, names: kept.append(content)
+    fresh.save_checkpoint([])
+    return whole.record.directory, expected, contents, kept[0]
+
+
+NESTED = ("state", "rng", "curriculum", "optimizer", "scheduler", "scaler")
+FREE = {"seconds", "threads"}  # a wall clock, and the number that the warning "not bitwise" compares
+
+
+def items(content: dict) -> list[tuple[str, ...]]:
+    return [(key, name) if name else (key,) for key in content for name in (content[key] if key in NESTED else [""])]
+
+
+def ends_alike(saved, content: dict, folder: Path) -> bool:
+    """Does a run that goes on from `content` end as the whole one?"""
+    directory, expected, *_ = saved
+    trainer = everything(folder)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_bytes((directory / "metrics.jsonl").read_bytes())
+    seed_all(99)
+    trainer.load_checkpoint(content)
+    trainer.train()
+    return outcome(trainer) == expected
+
+
+def test_every_item_of_saved_state_is_needed(saved, tmp_path):
+    """A mutant leaves one item of a checkpoint as a fresh run has it; from some checkpoint on, it must end differently."""
+    *_, contents, fresh = saved
+    points = [contents[-1], contents[7], contents[len(contents) // 2]]
+    for number, content in enumerate(points):
+        assert ends_alike(saved, content, tmp_path / f"control {number}")
+    moved = {item for item in items(fresh) if any(digest(at(c, item)) != digest(at(fresh, item)) for c in points)}
+    assert {key for key, *_ in moved} == set(fresh) - FREE | {"seconds"}
+    missed = []
+    for item in sorted(moved - {("seconds",)}):
+        mutants = [(n, without(c, item, fresh)) for n, c in enumerate(points)]
+        if all(ends_alike(saved, mutant, tmp_path / f"{'.'.join(item)} {n}") for n, mutant in mutants):
+            missed.append(item)
+    assert missed == []
+
+
+def at(content: dict, item: tuple[str, ...]) -> object:
+    for key in item:
+        content = content[key]
+    return content
+
+
+def without(content: dict, item: tuple[str, ...], fresh: dict) -> dict:
+    if len(item) == 1:
+        return {**content, item[0]: fresh[item[0]]}
+    return {**content, item[0]: {**content[item[0]], item[1]: fresh[item[0]][item[1]]}}

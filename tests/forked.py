@@ -1,0 +1,130 @@
+"""Children forked from a process that has imported everything: a fresh process in milliseconds, to kill at will."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
+
+LATE = [
+    "babylm_train.build",
+    "babylm_train.run",
+    "babylm_train.trainer",
+    "babylm_train.tokenizer",
+    "babylm_train.optimizer",
+    "babylm_train.curriculum.scores",
+    "babylm_train.curriculum.hindi",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.qwen3.modeling_qwen3",
+    "matplotlib.backends.backend_agg",
+    "pandas",
+    "pyarrow.parquet",
+]
+
+TINY = ("model.config.n_layer=1", "model.config.n_embd=16", "model.config.n_head=2", "tokenizer.vocab_size=300")
+SMALL = (*TINY, "data.max_length=16", "trainer.max_steps=2", "logger=none", "hydra.run.dir=out", "data.cache_dir=cache")
+
+
+def hashed(path: Path) -> None:
+    """Writes the .sha256 that fits, as somebody may who hands a file on."""
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+
+
+def import_all() -> None:
+    """What a run imports late, once, before anything is forked."""
+    for name in LATE:
+        importlib.import_module(name)
+
+
+def command(arguments: list[str], cwd: Path, said: Path, **environment: str) -> Child:
+    """`python -m babylm_train` with `arguments` in `cwd`, its output in the folder `said`."""
+
+    def job() -> None:
+        os.chdir(cwd)
+        os.environ.update(environment)
+        sys.argv = ["babylm-train", *arguments]
+        importlib.import_module("babylm_train.cli").main()
+
+    return Child(job, said)
+
+
+class Child:
+    """Runs `job()` in a process group of its own, its output in files `folder/out` and `folder/err`."""
+
+    def __init__(self, job: Callable[[], object], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("out", "err"):
+            (folder / name).write_bytes(b"")
+        self.folder, self.began = folder, time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(job)
+
+    def _become(self, job: Callable[[], object]) -> None:
+        code = 1
+        try:
+            os.setsid()
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(self.folder / name, os.O_WRONLY), number)
+            # pytest may have put objects of its own there
+            sys.stdout, sys.stderr = (open(n, "w", encoding="utf8", closefd=False) for n in (1, 2))  # noqa: SIM115
+            sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+                signal.signal(number, signal.SIG_DFL)
+            job()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        except BaseException:  # noqa: BLE001 - the child ends here whatever it was
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code, the negative number of the signal that ended it, or None while it runs."""
+        if not hasattr(self, "code"):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                return None
+            self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
+        return self.code
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """The exit code; a child that hangs is killed, and that is a TimeoutError."""
+        end, pause = time.monotonic() + timeout, 0.0005
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"still running after {timeout} s; it had said: {self.err}")
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.01)
+        return self.code
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> int:
+        """SIGKILL to the whole group."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL) if os.getpgid(self.pid) == self.pid else self.send(signal.SIGKILL)
+        return self.wait()
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text(encoding="utf8", errors="replace")
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text(encoding="utf8", errors="replace")
