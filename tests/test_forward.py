@@ -126,26 +126,32 @@ READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "num
 
 def test_nothing_is_read_from_the_device_between_log_lines(make_trainer, monkeypatch):
     """Counted on the way that GPUs take; a row of counts a log line, which is the same however many updates it covers."""
-    counts = []
+    calls, lists = [], []
+    for name in READS:
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, functools.partialmethod(counted, real, name, calls))
     for every in (3, 12):
         trainer = make_trainer(f"every_{every}", epochs=1, max_steps=12, log_every=every)
         trainer.forward.compile = trainer.eager.compile = True  # static shapes, nothing is compiled
-        calls = []
-        with monkeypatch.context() as patch:
-            for name in READS:
-                real = getattr(torch.Tensor, name)
-                counted = functools.wraps(real)(lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
-                patch.setattr(torch.Tensor, name, counted)
-            made, seen = trainer.update, []
-            trainer.update = lambda batches, made=made, seen=seen, calls=calls: (
-                before := len(calls),
-                norm := made(batches),
-                seen.append(len(calls) - before),
-            )[1]
-            trainer.train()
-        counts.append(calls.count("tolist"))
+        made, seen = trainer.update, []
+
+        def update(batches, made=made, seen=seen):
+            before = len(calls)
+            norm = made(batches)
+            seen.append(len(calls) - before)
+            return norm
+
+        trainer.update = update
+        calls.clear()
+        trainer.train()
+        lists.append(calls.count("tolist"))
         assert seen == [0] * 12
-    assert counts[0] - counts[1] == 3  # one list of figures a log line
+    assert lists[0] - lists[1] == 3  # one list of figures a log line
+
+
+def counted(self, real, name, calls, *args, **options):
+    calls.append(name)
+    return real(self, *args, **options)
 
 
 @pytest.mark.parametrize("fused", [True, False])
