@@ -19,12 +19,14 @@ PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, objective: Objective, rows: EvaluationRows, batch_rows: int) -> Evaluation:
+def evaluate(
+    model: torch.nn.Module, objective: Objective, rows: EvaluationRows, batch_rows: int, forward: Any = None
+) -> Evaluation:
     """Loss of `model` over every target of `rows` once, weighted by target.
 
     Args:
         model: evaluated in float32 and eval mode; its mode is restored.
-        batch_rows: rows at a time; changes speed and memory, not the result.
+        batch_rows: rows at a time; changes speed and memory, not the result. forward: how the model is called.
     """
     device = next(model.parameters()).device
     was_training, rounding = model.training, torch.get_float32_matmul_precision()
@@ -33,7 +35,7 @@ def evaluate(model: torch.nn.Module, objective: Objective, rows: EvaluationRows,
     nats = torch.zeros((), dtype=torch.float64, device=device)
     total = -(-len(rows) // batch_rows)
     for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
-        nats += objective(model, batch.to(device)).double()
+        nats += objective(forward or model, batch.to(device)).double()
     model.train(was_training)
     torch.set_float32_matmul_precision(rounding)
     return summarise(nats.item(), rows.tokens, rows.words, rows.bytes)

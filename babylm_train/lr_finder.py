@@ -103,6 +103,7 @@ def find_lr(
         def update() -> float:
             trainer.state = state = RunState()
             trainer.update(next(batches))
+            trainer.settle()
             return state.window_nats / state.window_targets
 
         return range_test(update, rates, smoothing)
@@ -126,7 +127,7 @@ def check_range(start_lr: float, end_lr: float, num_iter: int) -> None:
 def untouched(trainer: Trainer) -> Iterator[None]:
     """Inside, `trainer.update` may be called at will; afterwards everything that it changes is as it was before.
 
-    The trainer's state, scheduler, loss scaler, logger and bar are set aside for stand-ins, and put back.
+    The trainer's state, scheduler, step, logger and bar are set aside for stand-ins, and put back.
     """
     import torch
 
@@ -138,10 +139,11 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     def tensors() -> dict[str, Any]:  # not state_dict: it leaves out buffers that are not persistent
         return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
-    aside = {name: getattr(trainer, name) for name in ("state", "scheduler", "scaler", "logger", "bar")}
+    aside = {name: getattr(trainer, name) for name in ("state", "scheduler", "step", "logger", "bar", "pending")}
     values = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors().items()}
     slots, modes, generators = copy.deepcopy(optimizer.state_dict()), [m.training for m in model.modules()], rng_state()
-    trainer.scaler, trainer.logger = copy.deepcopy(trainer.scaler), NoLogger()
+    trainer.step, trainer.logger, trainer.pending = copy.copy(trainer.step), NoLogger(), []
+    trainer.step.scaler = copy.deepcopy(trainer.scaler)
     try:
         yield
     finally:

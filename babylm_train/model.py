@@ -37,6 +37,8 @@ def causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    from babylm_train import attention
+
     for name, value in (("dropout", dropout), ("attention_dropout", attention_dropout)):
         if not 0 <= value < 1:
             raise InputError(f"model.{name} must be in [0, 1), got {value}")
@@ -52,10 +54,20 @@ def causal_lm(
     if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
         raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
     tokens = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")}
-    model = AutoModelForCausalLM.from_config(config(**sizes, **tokens), attn_implementation="sdpa")
+    built = config(**sizes, **tokens)
+    if plain := _attends_to_all(built):
+        attention.register()
+    model = AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME if plain else "sdpa")
     if not own_dropout and dropout:
         add_residual_dropout(model, dropout)
     return model
+
+
+def _attends_to_all(config: Any) -> bool:
+    """Does every layer look at all earlier tokens, with no bias and no cap on its scores?"""
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    others = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size", "alibi")
+    return layers == {"full_attention"} and not any(getattr(config, name, None) for name in others)
 
 
 def add_residual_dropout(model: nn.Module, p: float) -> None:

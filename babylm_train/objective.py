@@ -25,9 +25,10 @@ class CausalObjective:
         """
         from torch.nn.functional import cross_entropy
 
-        logits = model(
-            input_ids=batch.inputs, position_ids=batch.position_ids, attention_mask=None, use_cache=False
-        ).logits
+        options = {"position_ids": batch.position_ids, "attention_mask": None, "use_cache": False}
+        if getattr(model, "linear_head", False):
+            return model.summed_loss(batch.inputs, batch.targets, **options)  # type: ignore[operator]
+        logits = model(input_ids=batch.inputs, **options).logits
         return cross_entropy(
             logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
         )

@@ -22,7 +22,7 @@ class Precision:
     Args:
         dtype: `float32`, `bfloat16` or `float16` inside autocast.
         matmul: rounding of float32 matrix products, as in torch.set_float32_matmul_precision: `highest` (exact),
-            `high` (TF32 on GPUs), `medium` (bfloat16 inside).
+            `high` (TF32 on GPUs), `medium` (TF32 on GPUs, bfloat16 on CPUs with avx512_bf16).
         loss_scaling: scale the loss and skip updates that overflow (Micikevicius et al. 2018); for float16.
         initial_scale, growth_interval: of the loss scale; it halves at an overflow and doubles after
             `growth_interval` updates without one.
@@ -42,6 +42,13 @@ class Precision:
             raise InputError(f"precision.matmul must be one of {', '.join(MATMUL)}, got {matmul}")
         self.dtype, self.matmul, self.loss_scaling = dtype, matmul, loss_scaling
         self.initial_scale, self.growth_interval = initial_scale, growth_interval
+
+    @property
+    def inside(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        import torch
+
+        return getattr(torch, self.dtype)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """The gradient scaler; one that does nothing where loss_scaling is off. Sets the matmul rounding."""

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_other, rng_state, set_rng_state
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.data.tokens import TokenizedSplit
-from babylm_train.errors import DivergedError, InputError, OutOfMemory, PreemptedError
+from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluate import evaluate
+from babylm_train.forward import Forward
 from babylm_train.record import Record
+from babylm_train.step import Step, Update, memory_errors
+from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
 from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, RunState
 
 log = logging.getLogger(__name__)
-
-MAX_SKIPPED = 20  # overflows of fp16 in a row before the run counts as diverged
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class TrainerOptions:
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     gradient_checkpointing: bool = False
     compile: bool = False
+    profile: bool = False
     deterministic: bool = False
     device: str = "auto"
     export: str = "best"
@@ -113,12 +114,17 @@ class Trainer:
         self.identity, self.should_stop = identity or {}, should_stop
         self.device = next(model.parameters()).device
         self.precision, self.scaler = precision, precision.scaler(self.device)
-        self.forward = torch.compile(model, dynamic=False) if options.compile else model
-        self.state = RunState()
+        self.forward, self.eager = Forward(model, options.compile, options.batch_size), Forward(model)
+        self.step = Step(model, optimizer, self.scaler, options.max_grad_norm)
+        self.pending: list[Update] = []
+        self.state, self.tick = RunState(), lambda: None
         self.saved_at = -1
         self.bar = tqdm(disable=True)
         self.seconds_before, self.began = 0.0, time.perf_counter()
-        self.mark, self.mark_tokens = self.began, 0  # of the last line in timings.jsonl
+        peak = peak_flops(self.device, precision.inside, torch.get_float32_matmul_precision())
+        self.meter = Meter(flops_per_token(model, max_length), peak, self.device)
+        if self.device.type == "cpu":
+            keep_pages()
 
     def train(self) -> RunState:
         """Trains to the end of the budget, or until early stopping; goes on from the state that was loaded.
@@ -131,9 +137,12 @@ class Trainer:
         state, total = self.state, self.curriculum.total_updates
         if state.update == 0:
             self.record.start()
-        self.began = self.mark = time.perf_counter()
-        self.mark_tokens = state.tokens
-        with tqdm(desc="training", total=total, initial=state.update, unit="update", disable=None) as self.bar:
+        self.began = time.perf_counter()
+        self.meter.start(state.tokens)
+        with (
+            tqdm(desc="training", total=total, initial=state.update, unit="update", disable=None) as self.bar,
+            profiler(self.options.profile, self.record.directory / "profile.json") as self.tick,
+        ):
             while state.epoch < self.curriculum.epochs and state.update < total and not state.stopped:
                 self.train_epoch()
         return state
@@ -147,9 +156,11 @@ class Trainer:
             self._log_epoch(part.threshold)
         self.model.train()
         for index in range(state.epoch_update, part.updates):
-            batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
+            with self.meter.waiting():
+                batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
             lr = float(self.scheduler.get_last_lr()[0])
             norm = self.update(batches)
+            self.tick()
             last = index + 1 == part.updates or state.update == self.curriculum.total_updates
             if last or state.update % options.log_every == 0:
                 self._log_update(part.threshold, lr, norm)
@@ -170,56 +181,56 @@ class Trainer:
             if state.stopped or last:
                 break
 
-    def update(self, batches: list[Batch]) -> float:
-        """One optimizer step on the gradient of the mean loss over all valid targets of `batches`.
+    def update(self, batches: list[Batch]) -> torch.Tensor:
+        """One optimizer step on the mean loss over all valid targets of `batches`; see Step.
 
-        The micro-batches' summed losses are divided by the update's targets, so accumulation is exact however the
-        targets are spread. An fp16 overflow changes nothing but the loss scale, and the same batches are tried again.
+        A loss or gradient that is not finite is never applied, nor is any update after it; `settle` reports it.
 
         Returns:
-            The gradient norm before clipping.
+            The gradient norm before clipping, on the device.
         """
-        state, limit = self.state, self.options.max_grad_norm
-        targets = sum(batch.tokens for batch in batches)
-        for _ in range(MAX_SKIPPED):
-            nats = torch.zeros((), dtype=torch.float64, device=self.device)
-            with _memory_errors(len(batches[0].inputs), self.max_length):
-                for batch in batches:
-                    ready = self.objective.prepare(batch).to(self.device)
-                    with self.precision.autocast(self.device):
-                        loss = self.objective(self.forward, ready)
-                    self.scaler.scale(loss / targets).backward()
-                    nats += loss.detach()
-                self.scaler.unscale_(self.optimizer)
-                norm = clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
-                finite = bool(torch.isfinite(norm) & torch.isfinite(nats))
-                if finite:
-                    self.scaler.step(self.optimizer)
-                self.scaler.update()
-            if finite and _due(state.update + 1, self.options.log_every):
-                self.logger.log_gradients(self.model, state.update + 1)
-            self.optimizer.zero_grad(set_to_none=True)
-            if finite:
-                self.scheduler.step()
-                self._count(batches, nats.item(), targets)
-                return norm.item()
-            if not self.scaler.is_enabled():
-                break
-            state.skipped += 1
-        rows = f"epoch {state.epoch + 1}, {sum(len(b.inputs) for b in batches)} rows from {batches[0].first_row}"
-        raise DivergedError(
-            f"update {state.update + 1} ({rows}): loss {nats.item() / targets:g}, gradient norm {norm.item():g}"
-            + (f", {MAX_SKIPPED} overflows in a row" if self.scaler.is_enabled() else "")
-            + "; the update was not applied, the last checkpoint is good"
-        )
+        state = self.state
+        number, prepared = state.update + 1, [self.objective.prepare(batch) for batch in batches]
+        watched = partial(self.logger.log_gradients, self.model, number)
+        update = self.step(number, prepared, self._loss, watched if _due(number, self.options.log_every) else None)
+        self.scheduler.step()
+        state.update, state.epoch_update, state.skipped = number, state.epoch_update + 1, state.skipped + update.skipped
+        state.tokens += sum(batch.tokens for batch in batches)
+        state.words += sum(batch.words for batch in batches)
+        self.pending.append(update)
+        self.bar.update()
+        return update.norm
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with self.precision.autocast(self.device):
+            return self.objective(self.forward, batch.to(self.device))
+
+    def settle(self) -> None:
+        """Reads what the updates since the last call left on the device: the only wait for it beside evaluation.
+
+        Raises:
+            DivergedError: one of them, and so all after it, was not applied.
+        """
+        pending, self.pending, state = self.pending, [], self.state
+        if not pending:
+            return
+        values = torch.stack([torch.stack([p.nats, p.norm.double(), p.good.double()]) for p in pending]).tolist()
+        for place, (update, (nats, norm, good)) in enumerate(zip(pending, values, strict=True)):
+            if not good:
+                state.update -= len(pending) - place
+                raise update.diverged(state.update + 1, nats, norm)
+            state.window_nats, state.window_targets = state.window_nats + nats, state.window_targets + update.targets
+            state.epoch_nats, state.epoch_targets = state.epoch_nats + nats, state.epoch_targets + update.targets
 
     def evaluate(self) -> Evaluation:
         """Exact loss over the validation split, in float32."""
-        with _memory_errors(self.options.batch_size, self.max_length):
-            return evaluate(self.model, self.objective, self.validation, self.options.batch_size)
+        self.settle()
+        with memory_errors(self.options.batch_size, self.max_length), self.meter.aside():
+            return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
 
     def save_checkpoint(self, names: list[str]) -> Path:
         """Everything an exact resume needs, under each of `names`."""
+        self.settle()
         content = {
             "state": asdict(self.state),
             "model": self.model.state_dict(),
@@ -233,7 +244,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             **self.identity,
         }
-        path = self.checkpoints.save(content, names)
+        with self.meter.aside():
+            path = self.checkpoints.save(content, names)
         self.saved_at = self.state.update
         self.logger.log_checkpoint(path, best=BEST in names)
         return path
@@ -275,15 +287,6 @@ class Trainer:
         """Wall-clock seconds of training, evaluation and saving, over all resumes."""
         return self.seconds_before + time.perf_counter() - self.began
 
-    def _count(self, batches: list[Batch], nats: float, targets: int) -> None:
-        state = self.state
-        state.update, state.epoch_update = state.update + 1, state.epoch_update + 1
-        state.tokens += targets
-        state.words += sum(batch.words for batch in batches)
-        state.window_nats, state.window_targets = state.window_nats + nats, state.window_targets + targets
-        state.epoch_nats, state.epoch_targets = state.epoch_nats + nats, state.epoch_targets + targets
-        self.bar.update()
-
     def _log_epoch(self, threshold: float) -> None:
         record = self.curriculum.records[self.state.epoch]
         self.record.log(
@@ -293,18 +296,17 @@ class Trainer:
             **{"curriculum/difficulty": record["difficulty"], "curriculum/targets": record["targets"]},
         )
 
-    def _log_update(self, threshold: float, lr: float, norm: float) -> None:
+    def _log_update(self, threshold: float, lr: float, norm: torch.Tensor) -> None:
+        self.settle()
         state = self.state
         state.train_loss = state.window_nats / state.window_targets
         state.window_nats, state.window_targets = 0.0, 0
-        values = {"train/loss": state.train_loss, "learning_rate": lr, "grad_norm": norm, "threshold": threshold}
+        values = {"train/loss": state.train_loss, "learning_rate": lr, "grad_norm": norm.item(), "threshold": threshold}
         self.record.log(**self._clock(), **values, skipped=state.skipped)
         self.logger.log({k if "/" in k else f"train/{k}": v for k, v in values.items()}, state.update)
-        now = time.perf_counter()
-        rate = (state.tokens - self.mark_tokens) / max(now - self.mark, 1e-9)
-        self.record.time(step=state.update, tokens_per_second=round(rate, 1), seconds=round(self.seconds, 3))
-        self.mark, self.mark_tokens = now, state.tokens
-        self.bar.set_postfix(loss=f"{state.train_loss:.3f}", lr=f"{lr:.1e}", tokens_per_s=f"{rate:,.0f}")
+        speed = self.meter.read(state.tokens)
+        self.record.time(step=state.update, **speed, seconds=round(self.seconds, 3))
+        self.bar.set_postfix({"loss": f"{state.train_loss:.3f}", "lr": f"{lr:.1e}", **shown(speed)})
 
     def _validate(self) -> bool:
         """Evaluates, logs, tells the curriculum and early stopping; True where the loss is the best so far."""
@@ -359,17 +361,3 @@ def _due(update: int, every: int | None) -> bool:
 def _check(name: str, ok: bool, wanted: str, value: Any) -> None:
     if not ok:
         raise InputError(f"trainer.{name} must be {wanted}, got {value}")
-
-
-@contextlib.contextmanager
-def _memory_errors(rows: int, length: int) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
-            raise
-        detail = next(line for line in str(error).splitlines() if line.strip())
-        raise OutOfMemory(
-            f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "
-            "and double trainer.gradient_accumulation_steps for the same updates"
-        ) from error

@@ -50,8 +50,10 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
-        names = ("inputs", "targets", "position_ids")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "position_ids")}
+        if getattr(device, "type", device) == "cuda":  # only from pinned memory is the copy asynchronous
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @dataclass
@@ -173,6 +175,11 @@ class Objective(Protocol):
 
 class Precision(Protocol):
     """Autocast and loss scaling, one code path whatever the precision."""
+
+    @property
+    def inside(self) -> Any:
+        """The dtype of matrix products."""
+        ...
 
     def scaler(self, device: Any) -> Any: ...
 

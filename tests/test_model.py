@@ -44,7 +44,7 @@ def test_the_110m_is_what_the_field_calls_so():
     with torch.device("meta"):
         config = model_of("gpt2_110m", 32000, 512).config
     assert (config.n_layer, config.n_embd, config.n_head, config.n_positions) == (12, 768, 12, 512)
-    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.0)
 
 
 @pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])

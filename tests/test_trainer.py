@@ -43,7 +43,7 @@ def test_accumulation_is_the_gradient_of_one_large_batch(make_trainer):
     weights = []
     for name, given in (("many", batches), ("one", [joined(batches)])):
         trainer = make_trainer(name, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=constant)
-        norm = trainer.update(given)
+        norm = trainer.update(given).item()
         weights.append((norm, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
     (norm_many, many), (norm_one, one) = weights
     assert norm_many == pytest.approx(norm_one, rel=1e-5)

@@ -61,7 +61,7 @@ class PackedRows:
         return Batch(
             inputs=torch.from_numpy(tokens[:, :-1].copy()),
             targets=torch.from_numpy(np.where(valid, tokens[:, 1:], IGNORE)),
-            position_ids=torch.from_numpy(position),
+            position_ids=torch.from_numpy(position.copy()),  # of one stride everywhere: compiled code asks
             tokens=int(valid.sum()),
             words=int(self.split.word_starts[source[:, 1:][valid]].sum(dtype=np.int64)),
             epoch=self.part.epoch,
