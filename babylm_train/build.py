@@ -122,6 +122,8 @@ def _rehearse(built: Parts) -> None:
     """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
     import torch
 
+    from babylm_train.model import is_encoder
+
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
         optimizer = built.optimizer([weight])
@@ -136,8 +138,11 @@ def _rehearse(built: Parts) -> None:
             model = built.model(tokenizer=_AnyTokenizer(), max_length=4)
             seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
+            wanted, given = (("a decoder", "an encoder")[kind] for kind in (built.objective.encoder, is_encoder(model)))
     except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    if wanted != given:
+        raise InputError(f"objective: {type(built.objective).__name__} needs {wanted}, model is {given}")
 
 
 class _AnyTokenizer:
@@ -241,7 +246,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     hashes["validation"] = corpus.validation.fingerprint
     trainer = Trainer(
         model=model,
-        objective=built.objective,
+        objective=built.objective.begin(tokenizer),
         optimizer=optimizer,
         scheduler=built.scheduler(optimizer, curriculum.total_updates),
         precision=built.precision,

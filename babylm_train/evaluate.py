@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.types import Evaluation, MinimalPair, Objective
+from babylm_train.types import Evaluation, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,16 +30,18 @@ def evaluate(model: torch.nn.Module, objective: Objective, rows: EvaluationRows,
     was_training, rounding = model.training, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     total = -(-len(rows) // batch_rows)
     for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
-        nats += objective(model, batch.to(device)).double()
+        for part in objective.evaluation(batch):
+            nats += objective(model, part.to(device)).double()
+            tokens += part.tokens
     model.train(was_training)
     torch.set_float32_matmul_precision(rounding)
-    return summarise(nats.item(), rows.tokens, rows.words, rows.bytes)
+    return summarise(nats.item(), tokens, rows.words, rows.bytes, objective.likelihood == "pseudo")
 
 
-def summarise(nats: float, tokens: int, words: int, size: int) -> Evaluation:
+def summarise(nats: float, tokens: int, words: int, size: int, pseudo: bool = False) -> Evaluation:
     """Perplexity exp(nats / tokens), bits per byte nats / ln 2 / bytes, word perplexity exp(nats / words)."""
     return Evaluation(
         loss=nats / tokens,
@@ -49,59 +51,12 @@ def summarise(nats: float, tokens: int, words: int, size: int) -> Evaluation:
         tokens=tokens,
         words=words,
         bytes=size,
+        pseudo=pseudo,
     )
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-@torch.no_grad()
-def log_probabilities(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_tokens: int = 16384
-) -> list[float]:
-    """Summed log-probability of each text and its closing mark, in nats, in the order given.
-
-    Batched by length, so little is spent on padding. A text is cut to the model's positions.
-    """
-    device = next(model.parameters()).device
-    mark, limit = tokenizer.eos_token_id, tokenizer.model_max_length
-    encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False)["input_ids"]
-    ids = [[mark, *tokens, mark][: limit + 1] for tokens in encoded]
-    scores = [0.0] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    was_training = model.training
-    model.eval()
-    first = 0
-    while first < len(order):
-        last = first + 1
-        while last < len(order) and (last + 1 - first) * len(ids[order[last]]) <= batch_tokens:
-            last += 1
-        part = order[first:last]
-        width = max(len(ids[i]) for i in part)
-        rows = torch.tensor([ids[i] + [mark] * (width - len(ids[i])) for i in part], device=device)
-        valid = torch.tensor([[1.0] * (len(ids[i]) - 1) + [0.0] * (width - len(ids[i])) for i in part], device=device)
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float()
-        picked = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
-        for i, score in zip(part, (picked * valid).sum(-1).tolist(), strict=True):
-            scores[i] = score
-        first = last
-    model.train(was_training)
-    return scores
-
-
-def score_pairs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[MinimalPair]
-) -> dict[str, float]:
-    """Accuracy by phenomenon and over `all` pairs: the share with the more probable good sentence; a tie is half."""
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    scores = log_probabilities(model, tokenizer, texts)
-    right: dict[str, list[float]] = {}
-    for pair, good, bad in zip(pairs, scores[::2], scores[1::2], strict=True):
-        hit = 0.5 if good == bad else float(good > bad)
-        for name in (pair.phenomenon, "all"):
-            right.setdefault(name, []).append(hit)
-    return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
 
 
 @torch.no_grad()

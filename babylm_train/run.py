@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 
 from babylm_train.checkpoint import Checkpoints, load
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError
-from babylm_train.evaluate import PROMPTS, sample, score_pairs
+from babylm_train.evaluate import PROMPTS, sample
+from babylm_train.minimal_pairs import score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
 from babylm_train.record import find_checkpoint, write_json, write_text
@@ -178,16 +179,12 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
         model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)[1]["model"])
     final = trainer.evaluate()
     export(run, directory / "model")
-    samples = sample(model, run.tokenizer, seed=run.config["seed"])
-    pairs = score_pairs(model, run.tokenizer, run.corpus.pairs) if run.corpus.pairs else {}
-    values: dict[str, Any] = {
-        "val_loss": final.loss,
-        "perplexity": final.perplexity,
-        "bits_per_byte": final.bits_per_byte,
-        "word_perplexity": final.word_perplexity,
-    }
-    if pairs:
-        values["pairs"] = pairs
+    objective = trainer.objective
+    samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.config["seed"])
+    values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
+    values["likelihood"] = objective.likelihood
+    if run.corpus.pairs:
+        values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=objective.backends[0])
     return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
 
 
@@ -251,10 +248,13 @@ def _commit() -> str | None:
 
 def table(result: dict[str, Any]) -> str:
     """The result as it is printed."""
-    names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")
-    lines = [f"  {name:<18}{_show(result[name])}" for name in names]
-    lines += [f"  {'pairs ' + name:<18}{share:.1%}" for name, share in result.get("pairs", {}).items()]
-    texts = zip(PROMPTS, result["samples"], strict=True)
+    likelihoods = [
+        f"{kind}{name}" for kind in ("", "pseudo_") for name in ("perplexity", "bits_per_byte", "word_perplexity")
+    ]
+    names = [n for n in ("val_loss", *likelihoods, "updates", "tokens", "words", "seconds") if n in result]
+    lines = [f"  {name:<24}{_show(result[name])}" for name in names]
+    lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
+    texts = zip(PROMPTS, result["samples"], strict=False)  # an encoder writes none
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 
 

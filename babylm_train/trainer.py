@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +180,15 @@ class Trainer:
             The gradient norm before clipping.
         """
         state, limit = self.state, self.options.max_grad_norm
-        targets = sum(batch.tokens for batch in batches)
+        at = {"update": state.update, "progress": state.update / self.curriculum.total_updates}
+        prepared = [self.objective.prepare(replace(batch, **at)) for batch in batches]
+        targets = sum(batch.tokens for batch in prepared)
         for _ in range(MAX_SKIPPED):
             nats = torch.zeros((), dtype=torch.float64, device=self.device)
             with _memory_errors(len(batches[0].inputs), self.max_length):
-                for batch in batches:
-                    ready = self.objective.prepare(batch).to(self.device)
+                for batch in prepared:
                     with self.precision.autocast(self.device):
-                        loss = self.objective(self.forward, ready)
+                        loss = self.objective(self.forward, batch.to(self.device))
                     self.scaler.scale(loss / targets).backward()
                     nats += loss.detach()
                 self.scaler.unscale_(self.optimizer)
@@ -278,7 +279,7 @@ class Trainer:
     def _count(self, batches: list[Batch], nats: float, targets: int) -> None:
         state = self.state
         state.update, state.epoch_update = state.update + 1, state.epoch_update + 1
-        state.tokens += targets
+        state.tokens += sum(batch.tokens for batch in batches)
         state.words += sum(batch.words for batch in batches)
         state.window_nats, state.window_targets = state.window_nats + nats, state.window_targets + targets
         state.epoch_nats, state.epoch_targets = state.epoch_nats + nats, state.epoch_targets + targets
@@ -314,8 +315,7 @@ class Trainer:
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.update}")
-        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        values = {f"val/{name}": value for name, value in values.items()}
+        values = {f"val/{name}": value for name, value in result.figures().items()}
         self.record.log(**self._clock(), **values)
         self.logger.log(values, state.update)
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
@@ -345,7 +345,7 @@ class Trainer:
         state = self.state
         tqdm.write(
             f"epoch {state.epoch}/{self.curriculum.epochs}: train loss {state.epoch_loss:.4f}, "
-            f"val loss {state.val_loss:.4f}, perplexity {state.perplexity:.2f}, "
+            f"val loss {state.val_loss:.4f}, {self.objective.likelihood} perplexity {state.perplexity:.2f}, "
             f"bits per byte {state.bits_per_byte:.4f}, {state.update} updates, {state.words:,} words seen, "
             f"{self.checkpoints.directory / f'checkpoint_epoch_{state.epoch}.pt'}"
             + (", stopped early" if state.stopped else "")

@@ -38,6 +38,8 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 BAD = {
+    "objective=masked": "objective: MaskedObjective needs an encoder, model is a decoder",
+    "model=deberta_nano": "objective: CausalObjective needs a decoder, model is an encoder",
     "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd? (there are adam, adamw, sgd)",
     "optimiser=sgd": "optimiser: no such key or group, did you mean optimizer?",
     "optimizer.lrr=1": "optimizer.lrr: no such key or group, did you mean optimizer.lr?",

@@ -79,7 +79,9 @@ def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
     """Stopped after every second update: the count at each is that of the rows so far, three epochs give 3 W."""
     whole = make_trainer("whole")
     rows = [PackedRows(whole.train_split, whole.curriculum.prepare_epoch(epoch), 8) for epoch in range(3)]
-    expected = np.cumsum([sum(b.words for b in part.update(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))])
+    expected = np.cumsum(
+        [sum(b.words for b in part.update(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))]
+    )
     counted = {}
     while True:
         trainer = make_trainer("part")
