@@ -1,7 +1,7 @@
 """Log-probabilities of texts, token by token, as the three backends of the BabyLM evaluation read them. In float32.
 
-`causal`: each token given those before it. `mlm`: each token hidden in its turn and predicted from both sides, whose sum
-is the pseudo-log-likelihood (Salazar et al. 2020). `mntp`: the same, predicted at the place before the hidden token.
+`causal`: each token given those before it. `mlm`: each token hidden in its turn and predicted from both sides, which
+adds up to the pseudo-log-likelihood (Salazar et al. 2020). `mntp`: the same, predicted at the place before it.
 Every text begins with the end-of-text mark, as it did in training.
 """
 

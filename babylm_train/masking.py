@@ -1,4 +1,4 @@
-"""Which tokens of a row are hidden, as a pure function of (seed, epoch, row): batch size, order and resume change nothing."""
+"""Which tokens of a row are hidden, a pure function of (seed, epoch, row): batch size and resume change nothing."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class Accuracy:
 def read_pairs(pattern: str) -> list[MinimalPair]:
     """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header.
 
-    Fields: `good` and `bad`, or BLiMP's `sentence_good` and `sentence_bad`; `phenomenon`, or else `UID`, `field`, or the
-    file's name.
+    Fields: `good` and `bad`, or BLiMP's `sentence_good` and `sentence_bad`; `phenomenon`, or else `UID`, `field`, or
+    the file's name.
 
     Raises:
         InputError: naming the file and the line.
@@ -82,7 +82,7 @@ def _pair(fields: Any, path: Path, number: int) -> MinimalPair:
             raise InputError(f"{path}, line {number}: no text under {' or '.join(names)}")
         chosen.append(text)
     phenomenon = next((fields[name] for name in PHENOMENON if fields.get(name)), path.stem)
-    return MinimalPair(*chosen, str(phenomenon))
+    return MinimalPair(chosen[0], chosen[1], str(phenomenon))
 
 
 def prefer_good(good: float, bad: float) -> float:

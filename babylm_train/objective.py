@@ -141,7 +141,7 @@ class MaskedObjective:
 
 
 class HybridObjective(MaskedObjective):
-    """Causal and masked updates in turn, for a decoder that can be read both ways (GPT-BERT, Charpentier and Samuel 2024).
+    """Causal and masked updates in turn, for a decoder that is then read both ways (GPT-BERT, Charpentier and Samuel).
 
     In a masked update attention goes both ways and the hidden token is predicted from the place before it, where a
     causal update predicts it too: one head serves both, as the `mntp` backend of the BabyLM evaluation expects.

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from babylm_train.checkpoint import Checkpoints, load
 from babylm_train.errors import InputError, PreemptedError, RunError, StorageError
 from babylm_train.evaluate import PROMPTS, sample
+from babylm_train.export import write_model
+from babylm_train.milestones import revisions
 from babylm_train.minimal_pairs import score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
@@ -99,9 +100,9 @@ def execute(run: Run, directory: Path, resume: str | None, config: str, preempti
     """
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
+    plan = plan_of(run)
     trainer.checkpoints.check(12 * count_parameters(trainer.model))
     write_text(directory / "config.yaml", config)
-    plan = plan_of(run)
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
     if start is not None:
@@ -153,6 +154,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     own, state = trainer.checkpoints, content["state"]
     if path.parent.resolve() != own.directory.resolve():
         _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
+        trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
         if state["best_update"] not in (0, state["update"]):
             own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["update"])
@@ -190,18 +192,8 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
 
 def export(run: Run, folder: Path) -> None:
     """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        run.trainer.model.save_pretrained(aside)
-        run.tokenizer.save_pretrained(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    like = [path for path, _ in revisions(folder.parent / "milestones")]
+    write_model(run.trainer.model, run.tokenizer, folder, run.trainer.objective.backends, like=like)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -217,11 +209,14 @@ def summary(run: Run) -> dict[str, Any]:
         "updates": state.update,
         "planned_updates": trainer.curriculum.total_updates,
         "best_update": state.best_update,
+        "best_by": trainer.options.metric,
         "tokens": state.tokens,
         "words": state.words,
         "skipped": state.skipped,
         "train_loss": state.train_loss,
         "parameters": count_parameters(trainer.model),
+        "track": run.config["track"]["name"],
+        "milestones": {path.name: record["words"] for path, record in revisions(trainer.milestones.directory)},
         "exposures": asdict(exposure_so_far(trainer.curriculum, state.update)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
@@ -248,10 +243,9 @@ def _commit() -> str | None:
 
 def table(result: dict[str, Any]) -> str:
     """The result as it is printed."""
-    likelihoods = [
-        f"{kind}{name}" for kind in ("", "pseudo_") for name in ("perplexity", "bits_per_byte", "word_perplexity")
-    ]
-    names = [n for n in ("val_loss", *likelihoods, "updates", "tokens", "words", "seconds") if n in result]
+    figures = ("perplexity", "bits_per_byte", "word_perplexity")
+    names = ("val_loss", *figures, *(f"pseudo_{name}" for name in figures), "updates", "tokens", "words", "seconds")
+    names = tuple(name for name in names if name in result)
     lines = [f"  {name:<24}{_show(result[name])}" for name in names]
     lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
     texts = zip(PROMPTS, result["samples"], strict=False)  # an encoder writes none

@@ -20,17 +20,22 @@ from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.errors import DivergedError, InputError, OutOfMemory, PreemptedError
 from babylm_train.evaluate import evaluate
+from babylm_train.milestones import Milestones
 from babylm_train.record import Record
 from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, RunState
 
 log = logging.getLogger(__name__)
 
+LOSS = "val/loss"
 MAX_SKIPPED = 20  # overflows of fp16 in a row before the run counts as diverged
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after `patience` evaluations in a row whose loss is not `min_delta` below the best so far; None: never."""
+    """Stop after `patience` evaluations in a row whose loss is not `min_delta` below the best so far; None: never.
+
+    Where trainer.metric is an accuracy, the loss is 1 - accuracy.
+    """
 
     patience: int | None = None
     min_delta: float = 0.0
@@ -46,6 +51,8 @@ class TrainerOptions:
 
     epochs: slices of the budget; max_steps: updates in all (None: one pass over the corpus an epoch).
     batch_size: rows a micro-batch. export: `best` or `last`, the weights that are kept as the result.
+    eval_pairs: a file of minimal pairs, scored at each validation; `corpus`: those that came with the corpus.
+    metric: `val/loss`, or `pairs/all` or another accuracy of eval_pairs: decides `best` and early stopping.
     """
 
     epochs: int
@@ -63,6 +70,8 @@ class TrainerOptions:
     deterministic: bool = False
     device: str = "auto"
     export: str = "best"
+    eval_pairs: str | None = None
+    metric: str = "val/loss"
     no_decay: tuple[str, ...] | list[str] = ("norm", "bias", "embedding")
 
     def __post_init__(self) -> None:
@@ -73,6 +82,8 @@ class TrainerOptions:
             _check(name, value is None or value >= 1, "at least 1, or null", value)
         _check("max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "positive", self.max_grad_norm)
         _check("export", self.export in ("best", "last"), "best or last", self.export)
+        known = self.metric == LOSS or (self.eval_pairs and self.metric.startswith("pairs/"))
+        _check("metric", bool(known), f"{LOSS}, or with trainer.eval_pairs pairs/all", self.metric)
 
 
 class Trainer:
@@ -86,6 +97,8 @@ class Trainer:
         directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
+        milestones: told after each update, before anything is saved. pairs: accuracies of minimal pairs by name, asked
+            at each validation.
     """
 
     def __init__(
@@ -104,13 +117,16 @@ class Trainer:
         logger: Logger,
         identity: dict[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        milestones: Milestones | None = None,
+        pairs: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.model, self.objective, self.optimizer, self.scheduler = model, objective, optimizer, scheduler
         self.curriculum, self.options, self.logger = curriculum, options, logger
         self.train_split, self.validation, self.max_length = train, EvaluationRows(validation, max_length), max_length
         self.record = Record(directory)
         self.checkpoints = Checkpoints(self.record.directory / "checkpoints", options.keep_last)
-        self.identity, self.should_stop = identity or {}, should_stop
+        self.identity, self.should_stop, self.pairs = identity or {}, should_stop, pairs
+        self.milestones = milestones or Milestones(directory / "milestones", [], model, None, (), self.evaluate)
         self.device = next(model.parameters()).device
         self.precision, self.scaler = precision, precision.scaler(self.device)
         self.forward = torch.compile(model, dynamic=False) if options.compile else model
@@ -149,7 +165,8 @@ class Trainer:
         for index in range(state.epoch_update, part.updates):
             batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
             lr = float(self.scheduler.get_last_lr()[0])
-            norm = self.update(batches)
+            words, norm = state.words, self.update(batches)
+            self.milestones.passed(words, state)
             last = index + 1 == part.updates or state.update == self.curriculum.total_updates
             if last or state.update % options.log_every == 0:
                 self._log_update(part.threshold, lr, norm)
@@ -316,19 +333,22 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.update}")
         values = {f"val/{name}": value for name, value in result.figures().items()}
+        values |= {f"pairs/{name}": value for name, value in self.pairs().items()}
+        _check("metric", self.options.metric in values, f"one of {', '.join(values)}", self.options.metric)
+        watched = values[self.options.metric] if self.options.metric == LOSS else 1 - values[self.options.metric]
         self.record.log(**self._clock(), **values)
         self.logger.log(values, state.update)
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
         state.evaluated, state.val_loss = state.update, result.loss
         state.perplexity, state.bits_per_byte = result.perplexity, result.bits_per_byte
-        if state.stop_loss is None or result.loss < state.stop_loss - stopping.min_delta:
-            state.stop_loss, state.bad_evaluations = result.loss, 0
+        if state.stop_loss is None or watched < state.stop_loss - stopping.min_delta:
+            state.stop_loss, state.bad_evaluations = watched, 0
         else:
             state.bad_evaluations += 1
         state.stopped = stopping.patience is not None and state.bad_evaluations >= stopping.patience
-        improved = state.best_loss is None or result.loss < state.best_loss
+        improved = state.best_loss is None or watched < state.best_loss
         if improved:
-            state.best_loss, state.best_update = result.loss, state.update
+            state.best_loss, state.best_update = watched, state.update
         return improved
 
     def _clock(self) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class Batch:
 
     inputs, targets and position_ids are int64 of shape (rows, max_length); position_ids restart at 0 at each document,
     which is what isolates attention by document. `tokens` counts the valid targets, `words` the whitespace words that
-    start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them; `update`
-    (from 0) and `progress` (share of the budget spent) are the clock's. `both_ways`: attention is not causal.
+    start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them;
+    `update` (from 0) and `progress` (share of the budget spent) are the clock's. `both_ways`: attention is not causal.
     """
 
     inputs: Tensor
@@ -82,7 +82,7 @@ class RunState:
     val_loss: float | None = None
     perplexity: float | None = None
     bits_per_byte: float | None = None
-    best_loss: float | None = None
+    best_loss: float | None = None  # of trainer.metric: a validation loss, or 1 - an accuracy
     best_update: int = 0
     stop_loss: float | None = None  # what early stopping compares with
     bad_evaluations: int = 0
