@@ -310,6 +310,20 @@ def _eval_pairs(options: TrainerOptions, corpus: Corpus) -> Sequence[MinimalPair
     return corpus.pairs
 
 
+def reopened(path: Path) -> tuple[Any, Any]:
+    """The corpus's source and the objective of a configuration that saved_config wrote.
+
+    Raises:
+        InputError: there is none, or a part of it is not allowed or does not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: this is no run's directory")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    checks.check_targets(checks.plain(config), checks.ALLOWED)
+    return _instantiate(config, "data"), _instantiate(config, "objective")
+
+
 def saved_config(config: DictConfig) -> str:
     """The composed configuration as YAML; interpolations stay unresolved, so no environment value is written."""
     return OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]))

@@ -2,9 +2,10 @@
 
     python -m babylm_train.evaluate RUN [pairs=FILE] [text=FILE] [revision=chck_1M] [backend=mlm] [out=FILE]
 
-RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py), by summed
-and per-token log-probability, with bootstrap intervals; `closing=false` leaves the mark that ends a sentence out. `text`:
-perplexity and bits per byte of text files, by `source` where they name one. Before either, a causal model is checked for a leak: a later token must not change an earlier loss.
+RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py) by summed
+and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
+`text`: perplexity and bits per byte of text files, by `source` where they name one. A causal model is first checked for
+a leak: a later token must not change an earlier loss.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTraine
     chosen = backend or backends[0]
     kind = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: the tokenizer is not a fast one")
     return isolating(model), tokenizer, chosen

@@ -66,7 +66,7 @@ class Track:
             )
             raise InputError(
                 f"track={self.name} allows {self.corpus_words:,} words of text, this run has {words:,}{parts}: "
-                f"data.max_words={self.corpus_words - (self.outside_words or 0)} keeps to it"
+                f"shorten it, as with data.max_words={max(self.corpus_words - (self.outside_words or 0), 0)}"
             )
         if self.epochs is not None and seen_words > self.epochs * corpus_words:
             raise InputError(
