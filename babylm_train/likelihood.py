@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("causal", "mlm", "mntp")
 BATCH_TOKENS = 4096
+Places = tuple[torch.Tensor, torch.Tensor]  # row and column of each of N predictions, int64 (N,)
 MAX_PADDING = 0.1  # of a batch
 
 
@@ -94,17 +95,70 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 def _causal(model: torch.nn.Module, ids: list[list[int]], batch_tokens: int) -> list[np.ndarray]:
     device = next(model.parameters()).device
     scores = [np.zeros(0)] * len(ids)
-    lengths = [len(row) for row in ids]
+    units = _sharing(ids)
     with tqdm(total=len(ids), desc="scoring", unit=" texts", leave=False, disable=None) as bar:
-        for part in batches_by_length(lengths, batch_tokens):
-            width = lengths[part[-1]]
-            rows = torch.tensor([ids[i] + [ids[i][0]] * (width - lengths[i]) for i in part])
-            valid = torch.arange(width - 1) < torch.tensor([[lengths[i] - 1] for i in part])
-            nats = _nats(model, rows[:, :-1].to(device), valid, rows[:, 1:][valid])
-            for i, part_nats in zip(part, np.split(nats, np.cumsum([lengths[i] - 1 for i in part])[:-1]), strict=True):
-                scores[i] = -part_nats
-            bar.update(len(part))
+        for part in batches_by_length([len(unit.tokens) for unit in units], batch_tokens):
+            batch = [units[i] for i in part]
+            width = len(batch[-1].tokens)
+            rows, positions = torch.zeros(2, len(batch), width, dtype=torch.long)
+            seen = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
+            row_of: list[int] = []
+            for row, unit in enumerate(batch):
+                length = len(unit.tokens)
+                rows[row, :length], positions[row, :length] = torch.tensor(unit.tokens), torch.tensor(unit.positions)
+                seen[row, 0, unit.branch : length, unit.shared : unit.branch] = False
+                row_of += [row] * len(unit.places)
+            places = (torch.tensor(row_of), torch.tensor([place for unit in batch for place in unit.places]))
+            targets = torch.tensor([token for unit in batch for text in unit.texts for token in ids[text][1:]])
+            extra = {"position_ids": positions.to(device), "attention_mask": seen.to(device)}
+            nats = _nats(model, rows.to(device), places, targets, **extra)
+            texts = [text for unit in batch for text in unit.texts]
+            ends = np.cumsum([len(ids[text]) - 1 for text in texts])
+            for text, own in zip(texts, np.split(nats, ends[:-1]), strict=True):
+                scores[text] = -own
+            bar.update(len(texts))
     return scores
+
+
+class _Unit(NamedTuple):
+    """One row: a text, or two with what they share written once, the second a branch that does not see the first's.
+
+    texts: their indices. tokens: the inputs. positions: of each within its text. shared: inputs of both. branch: where
+    the second's own inputs begin. places: the input that predicts each target, of the first text and then the second.
+    """
+
+    texts: tuple[int, ...]
+    tokens: list[int]
+    positions: list[int]
+    shared: int
+    branch: int
+    places: list[int]
+
+
+def _sharing(ids: list[list[int]]) -> list[_Unit]:
+    """Texts with a common beginning in twos, as the sentences of a minimal pair are: neighbours in sorted order."""
+    units: list[_Unit] = []
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    while order:
+        one = order.pop()
+        first = ids[one][:-1]
+        unit = _Unit((one,), first, list(range(len(first))), len(first), len(first), list(range(len(first))))
+        if order:
+            second = ids[order[-1]][:-1]
+            shared = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+            shared = min(len(first), len(second)) if shared is None else shared
+            if shared > 1:
+                places = [*range(shared), *range(len(first), len(first) + len(second) - shared)]
+                unit = _Unit(
+                    (one, order.pop()),
+                    first + second[shared:],
+                    [*unit.positions, *range(shared, len(second))],
+                    shared,
+                    len(first),
+                    unit.places + places,
+                )
+        units.append(unit)
+    return units
 
 
 def _pseudo(
@@ -125,7 +179,7 @@ def _pseudo(
                 rows, hidden = torch.tensor([ids[i] for i, _ in part]), torch.tensor([[at] for _, at in part])
                 targets = rows.gather(1, hidden).squeeze(1)
                 rows.scatter_(1, hidden, tokenizer.mask_token_id)
-                places = torch.arange(width) == hidden - int(backend == "mntp")
+                places = (torch.arange(len(part)), hidden.squeeze(1) - int(backend == "mntp"))
                 extra = both_ways if backend == "mntp" else {}
                 nats = _nats(model, rows.to(device), places, targets, **extra)
                 for (i, at), one in zip(part, nats, strict=True):
@@ -134,11 +188,11 @@ def _pseudo(
     return scores
 
 
-def _nats(model: torch.nn.Module, rows: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, **extra: Any) -> Any:
-    """-log p of `targets` (N,) at the N `places` (bool, rows' shape): float64 (N,)."""
+def _nats(model: torch.nn.Module, rows: torch.Tensor, places: Places, targets: torch.Tensor, **extra: Any) -> Any:
+    """-log p of `targets` (N,) at the N `places`: float64 (N,)."""
     if next(model.parameters()).dtype != torch.float32:
         raise InputError("log-probabilities are those of float32 weights: call model.float()")
-    with _head_at(model, places.to(rows.device)):
+    with _head_at(model, places):
         logits = model(input_ids=rows, use_cache=False, **extra).logits
     return (
         cross_entropy(logits.view(len(targets), -1), targets.to(rows.device), reduction="none").double().cpu().numpy()
@@ -146,7 +200,7 @@ def _nats(model: torch.nn.Module, rows: torch.Tensor, places: torch.Tensor, targ
 
 
 @contextlib.contextmanager
-def _head_at(model: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
+def _head_at(model: torch.nn.Module, places: Places) -> Iterator[None]:
     """While entered, the output layer is computed at `places` alone: most of the work, for a large vocabulary."""
     handle = model.get_output_embeddings().register_forward_pre_hook(  # type: ignore[operator]
         lambda _module, args: (args[0][places],)

@@ -115,16 +115,23 @@ def test_what_costs_scores_is_found(workplace, capsys):
     assert sum(line.startswith("FAILED") for line in out.splitlines()) == 6 + ("backend causal" in "".join(failed))
 
 
-def test_nothing_is_pushed_without_the_hub_or_before_all_is_well(workplace):
-    code, _, err = check(workplace / "hybrid", "license=mit", "push_to=me/hindi")
-    assert code == 2
-    assert "push_to=me/hindi: HF_HUB_OFFLINE is set" in err
-
-
-def test_a_run_that_has_not_finished(tmp_path):
-    code, _, err = check(tmp_path)
-    assert code == 2
-    assert "config.yaml is missing" in err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hybrid", "license=mit", "push_to=me/hindi"], "push_to=me/hindi: HF_HUB_OFFLINE is set"),
+        (["hybrid", "licence=mit"], "licence: no such option (there are license, name, push_to)"),
+        (["corpus"], "config.yaml is missing: this is no run's directory"),
+    ],
+)
+def test_refused_in_one_line(workplace, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", ["preflight", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        preflight.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
 
 
 TASK = """
