@@ -17,11 +17,15 @@ from babylm_train import config as checks
 from babylm_train.errors import InputError, OutOfMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from transformers import PreTrainedTokenizerFast
 
     from babylm_train.data.corpus import Corpus
+    from babylm_train.track import Track
     from babylm_train.trainer import Trainer, TrainerOptions
+    from babylm_train.types import MinimalPair
 
 UNKNOWN_LENGTH = 10**9  # updates, where a run's length is not known before its corpus is read
 
@@ -40,6 +44,7 @@ class Parts:
     curriculum: Any
     options: TrainerOptions
     logger: Any
+    track: Track
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Run:
     config_hash: str
     name: str
     study: str
+    track: Track
+    outside: list[str]  # parts that were made from text outside the corpus, as `key=value`
 
 
 def parts(config: DictConfig) -> Parts:
@@ -74,6 +81,7 @@ def parts(config: DictConfig) -> Parts:
         precision=_instantiate(config, "precision"),
         objective=_instantiate(config, "objective"),
         options=_instantiate(config, "trainer"),
+        track=_instantiate(config, "track"),
         optimizer=_instantiate(config, "optimizer"),
         model=_instantiate(config, "model"),
     )
@@ -122,6 +130,9 @@ def _rehearse(built: Parts) -> None:
     """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
     import torch
 
+    from babylm_train.export import BOTH_WAYS
+    from babylm_train.model import is_encoder
+
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
         optimizer = built.optimizer([weight])
@@ -136,8 +147,13 @@ def _rehearse(built: Parts) -> None:
             model = built.model(tokenizer=_AnyTokenizer(), max_length=4)
             seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
+            wanted, given = (("a decoder", "an encoder")[kind] for kind in (built.objective.encoder, is_encoder(model)))
     except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    if "mntp" in built.objective.backends and type(model).__name__ not in BOTH_WAYS:
+        raise InputError(f"objective: {type(built.objective).__name__} works with {', '.join(BOTH_WAYS)}")
+    if wanted != given:
+        raise InputError(f"objective: {type(built.objective).__name__} needs {wanted}, model is {given}")
 
 
 class _AnyTokenizer:
@@ -196,7 +212,11 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
 
     from babylm_train.curriculum.scores import difficulty
     from babylm_train.data.corpus import describe
+    from babylm_train.data.packing import EvaluationRows
     from babylm_train.data.tokens import tokenize
+    from babylm_train.evaluate import evaluate
+    from babylm_train.milestones import Milestones, beginning
+    from babylm_train.minimal_pairs import score_pairs
     from babylm_train.model import count_parameters
     from babylm_train.optimizer import parameter_groups
     from babylm_train.tokenizer import load_tokenizer, tokenizer_fingerprint, tokenizer_report
@@ -240,12 +260,24 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     )
     decay = built.optimizer.keywords.get("weight_decay", 0.0)
     optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
+    objective = built.objective.begin(tokenizer)
+    pairs = _eval_pairs(options, corpus)
+    first = EvaluationRows(beginning(validation), source.max_length)
+    milestones = Milestones(
+        directory / "milestones",
+        built.track.milestones,
+        model,
+        tokenizer,
+        objective.backends,
+        check=lambda: evaluate(model, objective, first, options.batch_size),
+    )
+    outside = [part for part in (_outside(built.tokenizer), _outside(built.curriculum.strategy)) if part]
     values = checks.public(config)
     hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
     hashes["validation"] = corpus.validation.fingerprint
     trainer = Trainer(
         model=model,
-        objective=built.objective,
+        objective=objective,
         optimizer=optimizer,
         scheduler=built.scheduler(optimizer, curriculum.total_updates),
         precision=built.precision,
@@ -258,8 +290,42 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         logger=built.logger,
         identity={"hashes": hashes, "config": checks.essential(values), "resume": config.resume},
         should_stop=should_stop,
+        milestones=milestones,
+        pairs=lambda: score_pairs(model, tokenizer, pairs, backend=objective.backends[0]) if pairs else {},
     )
-    return Run(trainer, tokenizer, corpus, values, checks.config_hash(config), directory.name, config.study)
+    config_hash, name = checks.config_hash(config), directory.name
+    return Run(trainer, tokenizer, corpus, values, config_hash, name, config.study, built.track, outside)
+
+
+def _outside(part: Any) -> str | None:
+    """What of a tokenizer or a strategy was made from text outside the corpus; one of a user's own may not say."""
+    return getattr(part, "outside_text", None)
+
+
+def _eval_pairs(options: TrainerOptions, corpus: Corpus) -> Sequence[MinimalPair]:
+    from babylm_train.minimal_pairs import read_pairs
+
+    if options.eval_pairs is None:
+        return ()
+    if options.eval_pairs != "corpus":
+        return read_pairs(options.eval_pairs)
+    if not corpus.pairs:
+        raise InputError("trainer.eval_pairs=corpus: no minimal pairs came with this corpus; give a file")
+    return corpus.pairs
+
+
+def reopened(path: Path) -> tuple[Any, Any]:
+    """The corpus's source and the objective of a configuration that saved_config wrote.
+
+    Raises:
+        InputError: there is none, or a part of it is not allowed or does not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: this is no run's directory")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    checks.check_targets(checks.plain(config), checks.ALLOWED)
+    return _instantiate(config, "data"), _instantiate(config, "objective")
 
 
 def saved_config(config: DictConfig) -> str:

@@ -1,20 +1,40 @@
-"""Exact evaluation: loss and what derives from it, sampled continuations, minimal pairs. Always in float32."""
+"""Exact evaluation, always in float32, and its command:
+
+    python -m babylm_train.evaluate RUN [pairs=FILE] [text=FILE] [revision=chck_1M] [backend=mlm] [out=FILE]
+
+RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py) by summed
+and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
+`text`: perplexity and bits per byte of text files, by `source` where they name one. A causal model is first checked for
+a leak: a later token must not change an earlier loss.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.types import Evaluation, MinimalPair, Objective
+from babylm_train.errors import InputError, RunError, fail
+from babylm_train.model import isolating
+from babylm_train.types import Evaluation, Objective
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from babylm_train.data.corpus import Split
+    from babylm_train.minimal_pairs import Accuracy
+
+ROWS = 8  # of a batch of text
+LEAK = 1e-4  # nats: more than rounding
 PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
 
@@ -32,16 +52,18 @@ def evaluate(
     was_training, rounding = model.training, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     total = -(-len(rows) // batch_rows)
     for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
-        nats += objective(forward or model, batch.to(device)).double()
+        for part in objective.evaluation(batch):
+            nats += objective(forward or model, part.to(device)).double()
+            tokens += part.tokens
     model.train(was_training)
     torch.set_float32_matmul_precision(rounding)
-    return summarise(nats.item(), rows.tokens, rows.words, rows.bytes)
+    return summarise(nats.item(), tokens, rows.words, rows.bytes, objective.likelihood == "pseudo")
 
 
-def summarise(nats: float, tokens: int, words: int, size: int) -> Evaluation:
+def summarise(nats: float, tokens: int, words: int, size: int, pseudo: bool = False) -> Evaluation:
     """Perplexity exp(nats / tokens), bits per byte nats / ln 2 / bytes, word perplexity exp(nats / words)."""
     return Evaluation(
         loss=nats / tokens,
@@ -51,59 +73,12 @@ def summarise(nats: float, tokens: int, words: int, size: int) -> Evaluation:
         tokens=tokens,
         words=words,
         bytes=size,
+        pseudo=pseudo,
     )
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-@torch.no_grad()
-def log_probabilities(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_tokens: int = 16384
-) -> list[float]:
-    """Summed log-probability of each text and its closing mark, in nats, in the order given.
-
-    Batched by length, so little is spent on padding. A text is cut to the model's positions.
-    """
-    device = next(model.parameters()).device
-    mark, limit = tokenizer.eos_token_id, tokenizer.model_max_length
-    encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False)["input_ids"]
-    ids = [[mark, *tokens, mark][: limit + 1] for tokens in encoded]
-    scores = [0.0] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    was_training = model.training
-    model.eval()
-    first = 0
-    while first < len(order):
-        last = first + 1
-        while last < len(order) and (last + 1 - first) * len(ids[order[last]]) <= batch_tokens:
-            last += 1
-        part = order[first:last]
-        width = max(len(ids[i]) for i in part)
-        rows = torch.tensor([ids[i] + [mark] * (width - len(ids[i])) for i in part], device=device)
-        valid = torch.tensor([[1.0] * (len(ids[i]) - 1) + [0.0] * (width - len(ids[i])) for i in part], device=device)
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float()
-        picked = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
-        for i, score in zip(part, (picked * valid).sum(-1).tolist(), strict=True):
-            scores[i] = score
-        first = last
-    model.train(was_training)
-    return scores
-
-
-def score_pairs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[MinimalPair]
-) -> dict[str, float]:
-    """Accuracy by phenomenon and over `all` pairs: the share with the more probable good sentence; a tie is half."""
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    scores = log_probabilities(model, tokenizer, texts)
-    right: dict[str, list[float]] = {}
-    for pair, good, bad in zip(pairs, scores[::2], scores[1::2], strict=True):
-        hit = 0.5 if good == bad else float(good > bad)
-        for name in (pair.phenomenon, "all"):
-            right.setdefault(name, []).append(hit)
-    return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
 
 
 @torch.no_grad()
@@ -137,3 +112,189 @@ def sample(
             texts.append(str(tokenizer.decode(out[0, 1:], skip_special_tokens=True)))
     model.train(was_training)
     return texts
+
+
+def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTrainedTokenizerFast, str]:
+    """An exported model in float32, its tokenizer, and the backend that reads it: the one asked for, or its first.
+
+    Raises:
+        InputError: there is no model, its tokenizer is slow, or it was not trained for the backend.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no exported model there")
+    backends = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "backends", None) or ["causal"]
+    if backend is not None and backend not in backends:
+        raise InputError(f"backend={backend}: {folder} was trained for {', '.join(backends)}")
+    chosen = backend or backends[0]
+    kind = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: the tokenizer is not a fast one")
+    return isolating(model), tokenizer, chosen
+
+
+def model_folder(run: str, revision: str | None = None) -> Path:
+    """Where the model of a run's directory is: `model`, or a milestone's name; `run` may be the model itself."""
+    path = Path(run)
+    if revision is not None:
+        return path / "milestones" / revision
+    return path / "model" if (path / "model").is_dir() else path
+
+
+@torch.no_grad()
+def future_leak(model: torch.nn.Module, vocabulary: int, length: int = 64, seed: int = 0) -> float:
+    """The largest change of an earlier loss when later tokens are others, in nats: rounding, in a causal model.
+
+    Random tokens, 4 rows of `length`; every second half is drawn again.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(vocabulary, (4, length), generator=generator)
+    other = rows.clone()
+    other[:, length // 2 :] = torch.randint(vocabulary, (4, length - length // 2), generator=generator)
+
+    def losses(ids: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+        return logits[:, : length // 2 - 1].log_softmax(-1).cpu().gather(-1, ids[:, 1 : length // 2, None])
+
+    return float((losses(rows) - losses(other)).abs().max())
+
+
+class Texts(list[str]):
+    """Texts as a split of a corpus: with their words and bytes."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        from babylm_train.data.cache import digest
+
+        super().__init__(texts)
+        self.words = np.array([len(text.split()) for text in texts], np.int32)
+        self.bytes = np.array([len(text.encode()) for text in texts], np.int64)
+        self.fingerprint = digest(list(texts))
+
+
+def evaluate_texts(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, by_source: Mapping[str, Sequence[str]], backend: str
+) -> dict[str, Evaluation]:
+    """Exact evaluation of each source's documents, and of `all`."""
+    from babylm_train.data.tokens import tokenize
+    from babylm_train.objective import CausalObjective, MaskedObjective
+
+    objective: Objective = CausalObjective()
+    if backend == "mlm":
+        objective = MaskedObjective(0.15, 0.15, 1.0, 0.0, evaluation_passes=7, seed=0).begin(tokenizer)
+    found: dict[str, Evaluation] = {}
+    for source, texts in by_source.items():
+        with tempfile.TemporaryDirectory() as cache:
+            split = tokenize(cast("Split", Texts(texts)), tokenizer, cache_dir=cache)
+            found[source] = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
+    nats = sum(result.loss * result.tokens for result in found.values())
+    tokens, words, size = (sum(getattr(r, name) for r in found.values()) for name in ("tokens", "words", "bytes"))
+    whole = summarise(nats, tokens, words, size, backend == "mlm")
+    return {"all": whole, **(found if len(found) > 1 else {})}
+
+
+def read_texts(pattern: str, text_field: str) -> dict[str, list[str]]:
+    """The documents of files or globs, cleaned as a corpus is, by their source.
+
+    Raises:
+        InputError: naming the file.
+    """
+    from babylm_train.data.corpus import fold
+    from babylm_train.data.text import find_files, read_files
+
+    by_source: dict[str, list[str]] = {}
+    for document in read_files(find_files("text", pattern), text_field, "line"):
+        if text := fold(document.text):
+            by_source.setdefault(document.source, []).append(text)
+    if not by_source:
+        raise InputError(f"text={pattern} holds no document")
+    return by_source
+
+
+def options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """RUN and `key=value` arguments, over their defaults.
+
+    Raises:
+        InputError: RUN is missing, or a key is unknown.
+    """
+    values, runs = dict(defaults), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            runs.append(argument)
+        elif key not in values:
+            raise InputError(f"{key}: no such option (there are {', '.join(values)})")
+        else:
+            values[key] = value
+    if len(runs) != 1:
+        raise InputError(f"give one run's directory, got {' '.join(runs) or 'none'}")
+    return runs[0], values
+
+
+def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command was asked for, printed as it comes; plain types, for JSON.
+
+    Raises:
+        InputError: no such model or file, or a causal model that sees the future.
+    """
+    from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
+
+    folder = model_folder(run, asked["revision"])
+    model, tokenizer, backend = load_model(folder, asked["backend"])
+    found: dict[str, Any] = {"model": str(folder), "backend": backend}
+    if backend == "causal":
+        found["future_leak"] = future_leak(model, len(tokenizer), min(64, tokenizer.model_max_length))
+        print(f"future leak: {found['future_leak']:.1e} nats")
+        if found["future_leak"] > LEAK:
+            raise InputError(f"{folder} sees the future: a later token changes an earlier loss")
+    if asked["pairs"] is not None:
+        pairs = read_pairs(asked["pairs"])
+        closing = asked["closing"] in (True, "true")
+        hits = judge(model, tokenizer, pairs, backend=backend, closing=closing)
+        scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}
+        found["pairs"] = {name: {p: asdict(one) for p, one in by.items()} for name, by in scores.items()}
+        print(_pairs_table(scores))
+    if asked["text"] is not None:
+        results = evaluate_texts(model, tokenizer, read_texts(asked["text"], asked["text_field"]), backend)
+        found["text"] = {s: {**r.figures(), "tokens": r.tokens, "words": r.words} for s, r in results.items()}
+        print(_text_table(results))
+    return found
+
+
+def _pairs_table(scores: Mapping[str, Mapping[str, Accuracy]]) -> str:
+    lines = [f"{'pairs':<24}{'n':>8}" + "".join(f"{name:>26}" for name in scores)]
+    for phenomenon, first in scores["summed"].items():
+        cells = (by[phenomenon] for by in scores.values())
+        texts = (f"{100 * c.accuracy:.1f} % [{100 * c.low:.1f}, {100 * c.high:.1f}]" for c in cells)
+        lines.append(f"{phenomenon[:23]:<24}{first.n:>8,}" + "".join(f"{text:>26}" for text in texts))
+    return "\n".join(lines)
+
+
+def _text_table(results: Mapping[str, Evaluation]) -> str:
+    pseudo = "pseudo-" * results["all"].pseudo
+    lines = [f"{'text':<24}{'words':>12}{'tokens':>12}{pseudo + 'perplexity':>20}{pseudo + 'bits a byte':>20}"]
+    for source, r in results.items():
+        lines.append(f"{source[:23]:<24}{r.words:>12,}{r.tokens:>12,}{r.perplexity:>20,.2f}{r.bits_per_byte:>20.4f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of `python -m babylm_train.evaluate`."""
+    from babylm_train.record import write_json
+
+    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "backend": None, "closing": True}
+    try:
+        run, asked = options(sys.argv[1:], {**keys, "out": None})
+        found = report(run, asked)
+        if asked["out"] is not None:
+            write_json(Path(asked["out"]), found)
+    except RunError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

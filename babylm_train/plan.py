@@ -456,7 +456,11 @@ def _state_bytes(optimizer: Optimizer) -> int:
 
 
 def plan_of(run: Run, word_budget: int | None = None) -> Plan:
-    """The plan of a built run; call it before anything is restored or trained."""
+    """The plan of a built run; call it before anything is restored or trained.
+
+    Raises:
+        InputError: the run breaks its track; with the figures.
+    """
     trainer, options = run.trainer, run.trainer.options
     context = trainer.max_length
     size = size_of(
@@ -467,7 +471,7 @@ def plan_of(run: Run, word_budget: int | None = None) -> Plan:
         activation_bytes=4 if getattr(trainer.precision, "dtype", "float32") == "float32" else 2,
         checkpointing=options.gradient_checkpointing,
     )
-    return make_plan(
+    plan = make_plan(
         trainer.curriculum,
         learning_rates(trainer.scheduler, trainer.curriculum.total_updates).__getitem__,
         trainer.train_split.word_starts,
@@ -475,6 +479,8 @@ def plan_of(run: Run, word_budget: int | None = None) -> Plan:
         size=size,
         word_budget=word_budget,
     )
+    run.track.refuse(int(trainer.train_split.words.sum()), plan.words, run.outside)
+    return replace(plan, warnings=plan.warnings + run.track.warnings(plan.words))
 
 
 def main() -> None:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from babylm_train.checkpoint import Checkpoints, load
 from babylm_train.errors import SIGNALS, InputError, InUse, PreemptedError, RunError, StorageError, printable
-from babylm_train.evaluate import PROMPTS, sample, score_pairs
+from babylm_train.evaluate import PROMPTS, sample
+from babylm_train.export import write_model
+from babylm_train.milestones import revisions
+from babylm_train.minimal_pairs import score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
 from babylm_train.record import find_checkpoint, write_json, write_text
@@ -113,10 +115,10 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
     """
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
+    plan = plan_of(run)
     trainer.checkpoints.check(12 * count_parameters(trainer.model))
     request.write(directory)
     (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
-    plan = plan_of(run)
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
     if start is not None:
@@ -168,6 +170,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     own, state = trainer.checkpoints, content["state"]
     if path.parent.resolve() != own.directory.resolve():
         _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
+        trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
         if state["best_update"] not in (0, state["update"]):
             own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["update"])
@@ -194,33 +197,19 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
         model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)[1]["model"])
     final = trainer.evaluate()
     export(run, directory / "model")
-    samples = sample(model, run.tokenizer, seed=run.config["seed"])
-    pairs = score_pairs(model, run.tokenizer, run.corpus.pairs) if run.corpus.pairs else {}
-    values: dict[str, Any] = {
-        "val_loss": final.loss,
-        "perplexity": final.perplexity,
-        "bits_per_byte": final.bits_per_byte,
-        "word_perplexity": final.word_perplexity,
-    }
-    if pairs:
-        values["pairs"] = pairs
+    objective = trainer.objective
+    samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.config["seed"])
+    values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
+    values["likelihood"] = objective.likelihood
+    if run.corpus.pairs:
+        values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=objective.backends[0])
     return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
 
 
 def export(run: Run, folder: Path) -> None:
     """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        run.trainer.model.save_pretrained(aside)
-        run.tokenizer.save_pretrained(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    like = [path for path, _ in revisions(folder.parent / "milestones")]
+    write_model(run.trainer.model, run.tokenizer, folder, run.trainer.objective.backends, like=like)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -236,11 +225,14 @@ def summary(run: Run) -> dict[str, Any]:
         "updates": state.update,
         "planned_updates": trainer.curriculum.total_updates,
         "best_update": state.best_update,
+        "best_by": trainer.options.metric,
         "tokens": state.tokens,
         "words": state.words,
         "skipped": state.skipped,
         "train_loss": state.train_loss,
         "parameters": count_parameters(trainer.model),
+        "track": run.config["track"]["name"],
+        "milestones": {path.name: record["words"] for path, record in revisions(trainer.milestones.directory)},
         "exposures": asdict(exposure_so_far(trainer.curriculum, state.update)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
@@ -267,10 +259,12 @@ def _commit() -> str | None:
 
 def table(result: dict[str, Any]) -> str:
     """The result as it is printed."""
-    names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")
-    lines = [f"  {name:<18}{_show(result[name])}" for name in names]
-    lines += [f"  {'pairs ' + name:<18}{share:.1%}" for name, share in result.get("pairs", {}).items()]
-    texts = zip(PROMPTS, map(printable, result["samples"]), strict=True)
+    figures = ("perplexity", "bits_per_byte", "word_perplexity")
+    names = ("val_loss", *figures, *(f"pseudo_{name}" for name in figures), "updates", "tokens", "words", "seconds")
+    names = tuple(name for name in names if name in result)
+    lines = [f"  {name:<24}{_show(result[name])}" for name in names]
+    lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
+    texts = zip(PROMPTS, map(printable, result["samples"]), strict=False)  # an encoder writes none
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 
 

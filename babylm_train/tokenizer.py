@@ -253,6 +253,11 @@ class Pretrained:
         if not Path(self.name).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
             raise InputError(f"tokenizer.name: no such folder: {printable(self.name)}")
 
+    @property
+    def outside_text(self) -> str:
+        """What was made from text outside the corpus."""
+        return f"tokenizer.name={self.name}"
+
     def build(self, texts: Iterable[str] = ()) -> "PreTrainedTokenizerFast":
         """The tokenizer; `texts` are not read.
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluate import evaluate
 from babylm_train.forward import Forward
+from babylm_train.milestones import Milestones
 from babylm_train.record import Record
 from babylm_train.step import Step, Update, memory_errors
 from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
@@ -27,10 +28,15 @@ from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, 
 
 log = logging.getLogger(__name__)
 
+LOSS = "val/loss"
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after `patience` evaluations in a row whose loss is not `min_delta` below the best so far; None: never."""
+    """Stop after `patience` evaluations in a row whose loss is not `min_delta` below the best so far; None: never.
+
+    Where trainer.metric is an accuracy, the loss is 1 - accuracy.
+    """
 
     patience: int | None = None
     min_delta: float = 0.0
@@ -46,6 +52,8 @@ class TrainerOptions:
 
     epochs: slices of the budget; max_steps: updates in all (None: one pass over the corpus an epoch).
     batch_size: rows a micro-batch. export: `best` or `last`, the weights that are kept as the result.
+    eval_pairs: a file of minimal pairs, scored at each validation; `corpus`: those that came with the corpus.
+    metric: `val/loss`, or `pairs/all` or another accuracy of eval_pairs: decides `best` and early stopping.
     """
 
     epochs: int
@@ -64,6 +72,8 @@ class TrainerOptions:
     deterministic: bool = False
     device: str = "auto"
     export: str = "best"
+    eval_pairs: str | None = None
+    metric: str = "val/loss"
     no_decay: tuple[str, ...] | list[str] = ("norm", "bias", "embedding")
 
     def __post_init__(self) -> None:
@@ -74,6 +84,8 @@ class TrainerOptions:
             _check(name, value is None or value >= 1, "at least 1, or null", value)
         _check("max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "positive", self.max_grad_norm)
         _check("export", self.export in ("best", "last"), "best or last", self.export)
+        known = self.metric == LOSS or (self.eval_pairs and self.metric.startswith("pairs/"))
+        _check("metric", bool(known), f"{LOSS}, or with trainer.eval_pairs pairs/all", self.metric)
 
 
 class Trainer:
@@ -87,6 +99,8 @@ class Trainer:
         directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
+        milestones: told after each update, before anything is saved. pairs: accuracies of minimal pairs by name, asked
+            at each validation.
     """
 
     def __init__(
@@ -105,13 +119,16 @@ class Trainer:
         logger: Logger,
         identity: dict[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        milestones: Milestones | None = None,
+        pairs: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.model, self.objective, self.optimizer, self.scheduler = model, objective, optimizer, scheduler
         self.curriculum, self.options, self.logger = curriculum, options, logger
         self.train_split, self.validation, self.max_length = train, EvaluationRows(validation, max_length), max_length
         self.record = Record(directory)
         self.checkpoints = Checkpoints(self.record.directory / "checkpoints", options.keep_last)
-        self.identity, self.should_stop = identity or {}, should_stop
+        self.identity, self.should_stop, self.pairs = identity or {}, should_stop, pairs
+        self.milestones = milestones or Milestones(directory / "milestones", [], model, None, (), self.evaluate)
         self.device = next(model.parameters()).device
         self.precision, self.scaler = precision, precision.scaler(self.device)
         self.forward, self.eager = Forward(model, options.compile, options.batch_size), Forward(model)
@@ -159,8 +176,11 @@ class Trainer:
             with self.meter.waiting():
                 batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
             lr = float(self.scheduler.get_last_lr()[0])
-            norm = self.update(batches)
+            words, norm = state.words, self.update(batches)
             self.tick()
+            if self.milestones.reached(words, state.words):
+                self.settle()  # what is exported has to be good
+                self.milestones.passed(words, state)
             last = index + 1 == part.updates or state.update == self.curriculum.total_updates
             if last or state.update % options.log_every == 0:
                 self._log_update(part.threshold, lr, norm)
@@ -190,7 +210,11 @@ class Trainer:
             The gradient norm before clipping, on the device.
         """
         state = self.state
-        number, prepared = state.update + 1, [self.objective.prepare(batch) for batch in batches]
+        number, at = (
+            state.update + 1,
+            {"update": state.update, "progress": state.update / self.curriculum.total_updates},
+        )
+        prepared = [self.objective.prepare(replace(batch, **at)) for batch in batches]
         watched = partial(self.logger.log_gradients, self.model, number)
         update = self.step(number, prepared, self._loss, watched if _due(number, self.options.log_every) else None)
         self.scheduler.step()
@@ -316,21 +340,23 @@ class Trainer:
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.update}")
-        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        values = {f"val/{name}": value for name, value in values.items()}
+        values = {f"val/{name}": value for name, value in result.figures().items()}
+        values |= {f"pairs/{name}": value for name, value in self.pairs().items()}
+        _check("metric", self.options.metric in values, f"one of {', '.join(values)}", self.options.metric)
+        watched = values[self.options.metric] if self.options.metric == LOSS else 1 - values[self.options.metric]
         self.record.log(**self._clock(), **values)
         self.logger.log(values, state.update)
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
         state.evaluated, state.val_loss = state.update, result.loss
         state.perplexity, state.bits_per_byte = result.perplexity, result.bits_per_byte
-        if state.stop_loss is None or result.loss < state.stop_loss - stopping.min_delta:
-            state.stop_loss, state.bad_evaluations = result.loss, 0
+        if state.stop_loss is None or watched < state.stop_loss - stopping.min_delta:
+            state.stop_loss, state.bad_evaluations = watched, 0
         else:
             state.bad_evaluations += 1
         state.stopped = stopping.patience is not None and state.bad_evaluations >= stopping.patience
-        improved = state.best_loss is None or result.loss < state.best_loss
+        improved = state.best_loss is None or watched < state.best_loss
         if improved:
-            state.best_loss, state.best_update = result.loss, state.update
+            state.best_loss, state.best_update = watched, state.update
         return improved
 
     def _clock(self) -> dict[str, Any]:
@@ -347,7 +373,7 @@ class Trainer:
         state = self.state
         tqdm.write(
             f"epoch {state.epoch}/{self.curriculum.epochs}: train loss {state.epoch_loss:.4f}, "
-            f"val loss {state.val_loss:.4f}, perplexity {state.perplexity:.2f}, "
+            f"val loss {state.val_loss:.4f}, {self.objective.likelihood} perplexity {state.perplexity:.2f}, "
             f"bits per byte {state.bits_per_byte:.4f}, {state.update} updates, {state.words:,} words seen, "
             f"{self.checkpoints.directory / f'checkpoint_epoch_{state.epoch}.pt'}"
             + (", stopped early" if state.stopped else "")

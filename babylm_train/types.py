@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -37,7 +37,8 @@ class Batch:
 
     inputs, targets and position_ids are int64 of shape (rows, max_length); position_ids restart at 0 at each document,
     which is what isolates attention by document. `tokens` counts the valid targets, `words` the whitespace words that
-    start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them.
+    start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them;
+    `update` (from 0) and `progress` (share of the budget spent) are the clock's. `both_ways`: attention is not causal.
     """
 
     inputs: Tensor
@@ -47,6 +48,9 @@ class Batch:
     words: int
     epoch: int = 0
     first_row: int = 0
+    update: int = 0
+    progress: float = 0.0
+    both_ways: bool = False
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -80,7 +84,7 @@ class RunState:
     val_loss: float | None = None
     perplexity: float | None = None
     bits_per_byte: float | None = None
-    best_loss: float | None = None
+    best_loss: float | None = None  # of trainer.metric: a validation loss, or 1 - an accuracy
     best_update: int = 0
     stop_loss: float | None = None  # what early stopping compares with
     bad_evaluations: int = 0
@@ -91,7 +95,10 @@ class RunState:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Exact result over a text: `loss` is nats per target, every target counted once."""
+    """Exact result over a text: `loss` is nats per target, every target counted once.
+
+    pseudo: of hidden tokens, each predicted from both sides; not comparable with a causal model's.
+    """
 
     loss: float
     perplexity: float
@@ -100,6 +107,12 @@ class Evaluation:
     tokens: int
     words: int
     bytes: int
+    pseudo: bool = False
+
+    def figures(self) -> dict[str, float]:
+        """The loss and what derives from it, under names that keep pseudo-likelihoods apart."""
+        names = ("perplexity", "bits_per_byte", "word_perplexity")
+        return {"loss": self.loss, **{f"{'pseudo_' * self.pseudo}{n}": getattr(self, n) for n in names}}
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,21 @@ class Schedule(Protocol):
 
 
 class Objective(Protocol):
-    """From a batch to its summed loss."""
+    """From a batch to its summed loss.
+
+    likelihood: `causal`, or `pseudo` where the validation loss is that of hidden tokens. encoder: trains encoders, not
+    decoders. backends: how the BabyLM evaluation can read the model (causal, mlm, mntp).
+    """
+
+    likelihood: str
+    encoder: bool
+    backends: tuple[str, ...]
+
+    def begin(self, tokenizer: Any) -> Objective: ...
+
+    def evaluation(self, batch: Batch) -> Iterator[Batch]:
+        """The batches to add up for an exact evaluation of `batch`."""
+        ...
 
     def prepare(self, batch: Batch) -> Batch: ...
 

@@ -14,6 +14,7 @@ import pytest
 from babylm_train import cli
 
 SMALL = ["data.words=3000", "data.max_length=32", "trainer.batch_size=4", "trainer.epochs=2", "logger=none"]
+WORDS = Path(__file__).parent / "words.tsv"  # a frequency list
 
 
 @pytest.fixture
@@ -36,6 +37,14 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 BAD = {
+    "track=strict_small track.corpus_words=1000": "track=strict_small allows 1,000 words of text, this run has 2,927: shorten",
+    "track=strict_small trainer.epochs=11": "track=strict_small allows 10 epochs, 29,270 words seen, this run would see 32,197 (11.00",
+    "track=strict_small curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "was made from text outside the corpus",
+    "track=strict_small track.milestones=[2000,1000]": "track.milestones must be ascending numbers of words, got [2000, 1000]",
+    "trainer.metric=pairs/all": "trainer.metric must be val/loss, or with trainer.eval_pairs pairs/all, got pairs/all",
+    "trainer.eval_pairs=none.jsonl": "pairs: no such file: none.jsonl",
+    "objective=masked": "objective: MaskedObjective needs an encoder, model is a decoder",
+    "model=deberta_nano": "objective: CausalObjective needs a decoder, model is an encoder",
     "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd? (there are adam, adamw, sgd)",
     "optimiser=sgd": "optimiser: no such key or group, did you mean optimizer?",
     "optimizer.lrr=1": "optimizer.lrr: no such key or group, did you mean optimizer.lr?",
@@ -96,13 +105,14 @@ BAD = {
 @pytest.mark.parametrize("arguments", BAD)
 def test_bad_input_is_one_line_exit_2_and_nothing_written(run, tmp_path, arguments):
     small = [] if "data=text" in arguments else ["data.words=3000"]
+    arguments, given = arguments.replace("LIST", str(WORDS)), arguments
     where = [] if "run.dir" in arguments else ["hydra.run.dir=out", "hydra.sweep.dir=out"]
     code, _, err = run(*arguments.split(), *small, "logger=none", *where)
     assert code == (4 if where == [] else 2)
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert BAD[arguments] in lines[0]
+    assert BAD[given] in lines[0]
     assert {p.name for p in tmp_path.iterdir()} <= {"cache"}
 
 

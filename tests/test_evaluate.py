@@ -7,7 +7,9 @@ import torch
 from tiny import LENGTH, random_split, tiny_model
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.evaluate import evaluate, log_probabilities, sample, score_pairs, summarise
+from babylm_train.evaluate import evaluate, sample, summarise
+from babylm_train.likelihood import log_probabilities
+from babylm_train.minimal_pairs import score_pairs
 from babylm_train.objective import CausalObjective
 from babylm_train.types import MinimalPair
 

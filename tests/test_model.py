@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from babylm_train.config import CONF
 from babylm_train.errors import InputError
-from babylm_train.model import causal_lm, count_parameters
+from babylm_train.model import causal_lm, count_parameters, is_encoder
 from babylm_train.objective import CausalObjective
 from babylm_train.optimizer import parameter_groups
 from babylm_train.types import IGNORE, Batch
@@ -108,3 +108,21 @@ def test_norms_biases_and_embeddings_get_no_decay_unless_asked():
     (everything,) = parameter_groups(model, 0.1, no_decay=[])
     assert len(everything["params"]) == len(list(model.parameters()))
     assert sum("wte" in names[id(p)] for p in parameter_groups(model, 0.1, ["bias"])[0]["params"]) == 1
+
+
+@pytest.mark.parametrize("name", ["deberta_nano", "modernbert_nano"])
+def test_an_encoder_takes_the_mask_that_isolates_documents(name):
+    """A document in a packed row gives the logits it gives alone, with a mask of its own or none; and it is an encoder."""
+    torch.manual_seed(0)
+    model = model_of(name, 50, 16).eval()
+    assert is_encoder(model)
+    assert not is_encoder(model_of("gpt2_nano", 50, 16))
+    ids, document = torch.randint(3, 50, (1, 16)), torch.tensor([[0] * 7 + [1] * 9])
+    seen = (document[:, :, None] == document[:, None, :])[:, None]
+    positions = torch.tensor([[*range(7), *range(9)]])
+    with torch.no_grad():
+        packed = model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits[0, 7:]
+        alone = model(input_ids=ids[:, 7:]).logits[0]
+        padded = model(input_ids=ids[:, 7:], attention_mask=torch.ones(1, 9)).logits[0]
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(padded, alone, rtol=0, atol=1e-6)

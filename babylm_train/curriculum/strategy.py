@@ -53,6 +53,11 @@ class Curriculum:
         return [texts[i] for i in np.argsort(self.compute_difficulty(texts), kind="stable")]
 
     @property
+    def outside_text(self) -> str | None:
+        """What was made from text outside the training split, as `key=value`; tracks count or refuse it."""
+        return None
+
+    @property
     def threshold(self) -> float | None:
         """The strategy's own share of the data in (0, 1], or None where only the schedule decides."""
         return None
@@ -144,6 +149,10 @@ class FrequencyBasedCurriculum(Curriculum):
         super().__init__(reverse)
         self.frequency_list = frequency_list
         self._counts = None if frequency_list is None else _read_frequencies(Path(frequency_list))
+
+    @property
+    def outside_text(self) -> str | None:
+        return None if self.frequency_list is None else f"{KEY}.frequency_list={self.frequency_list}"
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
         """Mean surprisal of the words, float64 of shape (N,); 0 for a document of no words."""
@@ -289,6 +298,10 @@ class DynamicCurriculum(Curriculum):
         start = self.min_threshold if initial_threshold is None else initial_threshold
         self._threshold = number(f"{KEY}.initial_threshold", start, self.min_threshold, self.max_threshold)
         self._losses: list[float] = []
+
+    @property
+    def outside_text(self) -> str | None:
+        return self.base.outside_text
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
         """What `base` computes, shape (N,)."""

@@ -91,13 +91,22 @@ class TextFiles:
         return train, None if self.validation is None else find_files("data.validation", self.validation)
 
     def _read(self, files: Sequence[Path]) -> Iterator[Document]:
-        for path in files:
-            if path.suffix == ".parquet":
-                yield from _parquet(path, self.text_field)
-            elif _suffix(path).startswith(".txt"):
-                yield from _text(path, self.separator)
-            else:
-                yield from _json_lines(path, self.text_field)
+        return read_files(files, self.text_field, self.separator)
+
+
+def read_files(files: Sequence[Path], text_field: str, separator: Literal["line", "blank_line"]) -> Iterator[Document]:
+    """The documents of `files`, as they stand there.
+
+    Raises:
+        InputError: naming the path, the line and the byte.
+    """
+    for path in files:
+        if path.suffix == ".parquet":
+            yield from _parquet(path, text_field)
+        elif _suffix(path).startswith(".txt"):
+            yield from _text(path, separator)
+        else:
+            yield from _json_lines(path, text_field)
 
 
 def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:

@@ -1,0 +1,106 @@
+"""The word ledger: white-space words of the training text that were seen, exact to the row."""
+
+from bisect import bisect_right
+
+import numpy as np
+import pytest
+import torch
+
+from babylm_train.curriculum.sampler import CurriculumTrainingManager
+from babylm_train.curriculum.schedule import LinearSchedule
+from babylm_train.curriculum.strategy import LengthBasedCurriculum
+from babylm_train.data.packing import PackedRows
+from babylm_train.data.stories import Stories
+from babylm_train.data.tokens import tokenize
+from babylm_train.errors import PreemptedError
+from babylm_train.tokenizer import BPE, Byte, Character, Unigram, WordPiece
+
+LENGTH, EPOCHS = 32, 3
+TOKENIZERS = {
+    "byte": Byte(),
+    "bpe": BPE(400, 2),
+    "unigram": Unigram(400),
+    "character": Character(400, 2),
+    "wordpiece": WordPiece(700, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return Stories(words=2000, seed=1, validation_share=0.2, max_length=LENGTH, cache_dir=cache).load(), cache
+
+
+def words_begun(tokenizer, text: str) -> list[int]:
+    """Words that begin in each token of [mark] + text, by looking for the token that covers a word's first letter."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    counts, at = [0] * (len(encoded) + 1), 0
+    ends = np.maximum.accumulate([end for _, end in encoded]).tolist()
+    for word in text.split():
+        at = text.index(word, at)
+        counts[min(bisect_right(ends, at), len(encoded) - 1) + 1] += 1
+        at += len(word)
+    return counts
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(corpus, name):
+    """Three epochs of a growing pool, packed into rows: the whole is 3 W, every row what a plain loop counts."""
+    corpus, cache = corpus
+    tokenizer = TOKENIZERS[name].build(corpus.train)
+    split = tokenize(corpus.train, tokenizer, cache_dir=cache)
+    total = sum(len(text.split()) for text in corpus.train)
+    for schedule, whole in ((None, True), (LinearSchedule(EPOCHS, 0.3), False)):
+        strategy = LengthBasedCurriculum()
+        manager = CurriculumTrainingManager(strategy, schedule or LinearSchedule(EPOCHS, 1.0), seed=3)
+        manager.begin(
+            split.words,
+            split.words,
+            np.diff(split.offsets),
+            epochs=EPOCHS,
+            targets_per_update=2 * LENGTH,
+            max_length=LENGTH,
+        )
+        seen = 0
+        for epoch in range(EPOCHS):
+            part = manager.prepare_epoch(epoch)
+            rows = PackedRows(split, part, LENGTH)
+            stream = [n for d in part.order.tolist() for n in words_begun(tokenizer, corpus.train[d])]
+            first = part.start + 1  # the first target: position i of the stream predicts i + 1
+            for row in range(len(rows)):
+                last = min(first + LENGTH, part.start + part.targets + 1)
+                assert rows.batch(row, 1).words == sum(stream[first:last])
+                seen += sum(stream[first:last])
+                first = last
+        assert not whole or seen == EPOCHS * total
+
+
+def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
+    """Stopped after every second update: the count at each is that of the rows so far, three epochs give 3 W."""
+    whole = make_trainer("whole")
+    rows = [PackedRows(whole.train_split, whole.curriculum.prepare_epoch(epoch), 8) for epoch in range(3)]
+    expected = np.cumsum(
+        [sum(b.words for b in part.update(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))]
+    )
+    counted = {}
+    while True:
+        trainer = make_trainer("part")
+        found = trainer.checkpoints.newest()
+        if found:
+            trainer.load_checkpoint(found[1])
+        start = trainer.state.update
+
+        def stop(trainer=trainer, start=start):
+            counted[trainer.state.update] = trainer.state.words
+            return trainer.state.update == start + 2
+
+        trainer.should_stop = stop
+        try:
+            state = trainer.train()
+            break
+        except PreemptedError:
+            torch.manual_seed(len(counted))
+    counted[state.update] = state.words
+    assert counted == {i + 1: int(n) for i, n in enumerate(expected)}
+    assert state.words == 3 * int(trainer.train_split.words.sum())
+    assert [line["words"] for line in trainer.record.lines()][-1] == state.words

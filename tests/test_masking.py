@@ -1,0 +1,163 @@
+"""Masked and hybrid objectives: who is hidden, what is predicted from where, and what must not change it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import model_of
+from tiny import random_split
+
+from babylm_train.data.packing import EvaluationRows
+from babylm_train.errors import InputError
+from babylm_train.evaluate import evaluate
+from babylm_train.masking import Corruption, corrupt, in_turn
+from babylm_train.objective import CausalObjective, HybridObjective, MaskedObjective
+from babylm_train.trainer import EarlyStopping
+from babylm_train.types import IGNORE, Batch
+
+MARK, MASK, FIRST, VOCABULARY = 0, 2, 3, 40
+
+
+class Tokenizer(SimpleNamespace):
+    eos_token_id, mask_token_id, all_special_ids = MARK, MASK, [0, 1, 2]
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+
+def masked(**changes):
+    options = {"start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "evaluation_passes": 7}
+    return MaskedObjective(**{**options, "seed": 5, **changes}).begin(Tokenizer())
+
+
+def hybrid(**changes):
+    options = {"masked_share": 0.25, "start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
+    return HybridObjective(**{**options, "seed": 5, **changes}).begin(Tokenizer())
+
+
+def two_documents() -> Batch:
+    """[mark] 3 4 5 [mark] 6 7 and one place of filling: a row of 8 with 7 targets."""
+    inputs = torch.tensor([[MARK, 3, 4, 5, MARK, 6, 7, MARK]])
+    targets = torch.tensor([[3, 4, 5, MARK, 6, 7, MARK, IGNORE]])
+    return Batch(inputs, targets, torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0]]), tokens=7, words=5)
+
+
+def test_what_is_predicted_from_where():
+    """With every token hidden: encoders predict it at its place, the hybrid at the place before it; marks never."""
+    everything = {"start_rate": 0.999999, "end_rate": 0.999999, "mask_share": 1.0, "random_share": 0.0}
+    plain = masked(**everything).prepare(two_documents())
+    assert plain.inputs.tolist() == [[MARK, MASK, MASK, MASK, MARK, MASK, MASK, MARK]]
+    assert plain.targets.tolist() == [[IGNORE, 3, 4, 5, IGNORE, 6, 7, IGNORE]]
+    assert (plain.tokens, plain.words, plain.both_ways) == (5, 5, True)
+    shifted = hybrid(**everything).prepare(replace(two_documents(), update=3))
+    assert shifted.inputs.tolist() == plain.inputs.tolist()
+    assert shifted.targets.tolist() == [[3, 4, 5, IGNORE, 6, 7, IGNORE, IGNORE]]
+
+
+def test_the_hybrid_masks_its_share_of_the_updates_evenly():
+    batch, objective = two_documents(), hybrid(masked_share=0.25)
+    kinds = [objective.prepare(replace(batch, update=u)).both_ways for u in range(12)]
+    assert kinds == [False, False, False, True] * 3
+    causal = objective.prepare(replace(batch, update=0))
+    assert torch.equal(causal.inputs, batch.inputs)
+    assert torch.equal(causal.targets, batch.targets)
+
+
+def test_the_loss_by_hand():
+    """-log softmax of the hidden tokens, each document on its own, in float64; encoders and a decoder read both ways."""
+    for name, objective in (("modernbert_nano", masked()), ("deberta_nano", masked()), ("gpt2_nano", hybrid())):
+        torch.manual_seed(0)
+        model = model_of(name, VOCABULARY, 8).eval()
+        batch = objective.prepare(replace(two_documents(), update=3, progress=1.0))
+        loss = objective(model, batch).item()
+        expected = 0.0
+        for start, end in ((0, 4), (4, 7)):
+            ids = batch.inputs[:, start:end]
+            seen = torch.ones(1, 1, end - start, end - start, dtype=torch.bool)
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=seen).logits[0].double()
+            for place, target in enumerate(batch.targets[0, start:end].tolist()):
+                expected -= 0.0 if target == IGNORE else logits[place].log_softmax(-1)[target].item()
+        assert loss == pytest.approx(expected, rel=1e-5), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 6), cut=st.integers(1, 5), epoch=st.integers(0, 3), first=st.integers(0, 1000))
+def test_masks_are_a_function_of_seed_epoch_and_row(rows, cut, epoch, first):
+    rule = Corruption(MASK, np.arange(3, 40), 0.8, 0.1)
+    inputs = np.random.default_rng(1).integers(3, 40, (rows, 24))
+    may = np.ones_like(inputs, dtype=bool)
+    hidden, chosen = corrupt(inputs, may, 0.3, rule, seed=7, epoch=epoch, first_row=first)
+    for row in range(0, rows, cut):  # other micro-batches, in any order
+        part = slice(row, row + cut)
+        again = corrupt(inputs[part], may[part], 0.3, rule, seed=7, epoch=epoch, first_row=first + row)
+        assert np.array_equal(again[0], hidden[part])
+        assert np.array_equal(again[1], chosen[part])
+    assert np.array_equal(hidden[~chosen], inputs[~chosen])
+    other = corrupt(inputs, may, 0.3, rule, seed=7, epoch=epoch + 1, first_row=first)[1]
+    assert rows < 3 or not np.array_equal(other, chosen)
+    fewer = corrupt(inputs, may, 0.15, rule, seed=7, epoch=epoch, first_row=first)[1]
+    assert not (fewer & ~chosen).any()
+
+
+def test_rates_and_the_80_10_10_rule():
+    rule = Corruption(MASK, np.arange(100, 200), 0.8, 0.1)
+    inputs = np.full((200, 500), 50)
+    hidden, chosen = corrupt(inputs, np.ones_like(inputs, bool), 0.3, rule, seed=0, epoch=0, first_row=0)
+    assert chosen.mean() == pytest.approx(0.3, abs=0.006)  # four standard deviations of 100,000 draws
+    shares = [(hidden[chosen] == MASK).mean(), (hidden[chosen] >= 100).mean(), (hidden[chosen] == 50).mean()]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    assert [masked().rate(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.225, 0.15])
+
+
+def test_a_row_with_candidates_hides_at_least_one():
+    rule = Corruption(MASK, np.array([3]), 1.0, 0.0)
+    may = np.array([[False, True, False], [False, False, False]])
+    hidden, chosen = corrupt(np.full((2, 3), 9), may, 1e-9, rule, seed=0, epoch=0, first_row=0)
+    assert chosen.tolist() == [[False, True, False], [False] * 3]
+    assert hidden.tolist() == [[9, MASK, 9], [9, 9, 9]]
+
+
+def test_an_evaluation_hides_every_token_once_and_does_not_depend_on_the_batch():
+    split = random_split(12, 5)
+    rows = EvaluationRows(split, 8)
+    objective = masked()
+    torch.manual_seed(0)
+    model = model_of("modernbert_nano", VOCABULARY, 8)
+    one, three = (evaluate(model, objective, rows, n) for n in (1, 3))
+    assert one.tokens == int(split.words.sum())  # every token but the marks
+    assert one.loss == pytest.approx(three.loss, rel=1e-6)
+    assert set(one.figures()) == {"loss", "pseudo_perplexity", "pseudo_bits_per_byte", "pseudo_word_perplexity"}
+    turns = np.stack(list(in_turn(np.ones((3, 20), bool), 7, 4)))
+    assert (turns.sum(0) == 1).all()
+    assert turns.any((1, 2)).all()
+
+
+def test_a_masked_run_counts_the_words_it_reads_stops_early_and_keeps_the_best(make_trainer):
+    """40 documents of words that are tokens: three epochs are 3 W words, however few tokens are predicted."""
+    trainer = make_trainer(objective=hybrid(), eval_every=2, early_stopping=EarlyStopping(patience=50))
+    state = trainer.train()
+    assert state.words == 3 * int(trainer.train_split.words.sum())
+    assert state.tokens == state.words + 3 * 40
+    assert state.best_loss == min(line["val/loss"] for line in trainer.record.lines() if "val/loss" in line)
+    again = make_trainer("again", objective=hybrid(), eval_every=2, batch_size=2, gradient_accumulation_steps=3)
+    assert again.train().train_loss == pytest.approx(state.train_loss, rel=0.2)  # dropout differs, the masks do not
+    assert CausalObjective().begin(None).likelihood == "causal"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: masked(start_rate=0.0), r"objective\.start_rate must be in \(0, 1\), got 0\.0"),
+        (lambda: masked(mask_share=0.95), "add up to at most 1"),
+        (lambda: masked(evaluation_passes=1), "evaluation_passes must be at least 2"),
+        (lambda: hybrid(masked_share=1.0), "masked_share"),
+    ],
+)
+def test_values_out_of_range(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

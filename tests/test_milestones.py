@@ -1,0 +1,174 @@
+"""Milestones: where they fall, what is in them, that a resume neither repeats nor skips one; tracks."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import VOCABULARY
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from babylm_train.errors import InputError, PreemptedError
+from babylm_train.milestones import Milestones, beginning, name_of, revisions
+from babylm_train.run import restore
+from babylm_train.track import Track
+
+MARKS = [5, 30, 31, 300, 900]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {"<eos>": 0, "<bos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
+
+
+@pytest.fixture
+def make(make_trainer, tokenizer, tmp_path):
+    """`make(name)`: a tiny run with milestones, the last at its very last word and one beyond."""
+
+    def build(name, **changes):
+        trainer = make_trainer(name, save_every=3, keep_last=1, **changes)
+        total = 3 * int(trainer.train_split.words.sum())
+        trainer.milestones = Milestones(
+            tmp_path / name / "milestones",
+            [*MARKS, total, total + 1],
+            trainer.model,
+            tokenizer,
+            ("causal",),
+            trainer.evaluate,
+        )
+        return trainer
+
+    return build
+
+
+def boundaries(trainer) -> list[int]:
+    """Words seen after each update, from the record of a run that logs every one."""
+    return [line["words"] for line in trainer.record.lines() if "train/loss" in line]
+
+
+def contents(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
+    trainer = make("run", log_every=1)
+    state = trainer.train()
+    ends = boundaries(trainer)
+    found = {path.name: record for path, record in revisions(trainer.milestones.directory)}
+    for mark in [*MARKS, state.words]:
+        record = found.pop(name_of(mark))
+        assert record["words"] == next(end for end in ends if end >= mark)
+        assert record["words"] == ends[record["update"] - 1]
+    assert not found  # the mark beyond the last word is never reached
+    last = trainer.milestones.directory / name_of(state.words)
+    model = AutoModelForCausalLM.from_pretrained(last)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    loaded = AutoTokenizer.from_pretrained(last)
+    assert loaded("w5 w7")["input_ids"] == [0, 5, 7]  # the mark first, as in training
+    assert (loaded.bos_token_id, model.config.bos_token_id) == (0, 0)
+    twins = [(trainer.milestones.directory / name_of(mark) / "model.safetensors").stat() for mark in (30, 31)]
+    assert twins[0].st_ino == twins[1].st_ino  # one update reached both: one file
+    assert len(list(trainer.checkpoints.directory.glob("checkpoint_*.pt"))) < len(MARKS)  # pruned, revisions are not
+
+
+def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
+    """Killed in each of many updates without saving: the same revisions, byte for byte, each written once."""
+    make("whole").train()
+
+    class Killed(Exception):
+        pass
+
+    written = {}
+    for stop in (1, 2, 5, 8, 9, 14, 15):
+        part = make("part")
+        found = part.checkpoints.newest()
+        if found:
+            part.load_checkpoint(found[1])
+
+        def kill(part=part, stop=stop):
+            if part.state.update == stop:
+                raise Killed
+            return False
+
+        part.should_stop = kill
+        with pytest.raises(Killed):
+            part.train()
+        now = {p.name: (p / "milestone.json").stat().st_ino for p, _ in revisions(part.milestones.directory)}
+        assert written.items() <= now.items()  # nothing that was there is written again
+        written = now
+    last = make("part")
+    last.load_checkpoint(last.checkpoints.newest()[1])
+    last.train()
+    assert contents(tmp_path / "part/milestones").keys() == contents(tmp_path / "whole/milestones").keys()
+    assert contents(tmp_path / "part/milestones") == contents(tmp_path / "whole/milestones")
+
+
+def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_path):
+    first = make("first")
+    first.should_stop = lambda: first.state.update == 8
+    with pytest.raises(PreemptedError):
+        first.train()
+    whole = make("second")
+    restore(whole, *first.checkpoints.newest())
+    whole.train()
+    names = {path.name for path, _ in revisions(tmp_path / "second/milestones")}
+    assert names == {name_of(mark) for mark in [*MARKS, whole.state.words]}
+    assert os.path.samefile(
+        tmp_path / "first/milestones/chck_5/model.safetensors", tmp_path / "second/milestones/chck_5/model.safetensors"
+    )
+
+
+def test_names():
+    assert [name_of(mark) for mark in (10**6, 10**8, 1500)] == ["chck_1M", "chck_100M", "chck_1500"]
+
+
+def test_the_beginning_of_a_text(make):
+    split = make("run").train_split
+    assert len(beginning(split, 0).offsets) == 2  # a document at least
+    part = beginning(split, 50)
+    assert part.offsets[-1] == len(part.ids) <= 50 < split.offsets[len(part.offsets)]
+    assert part.words.sum() == part.word_starts.sum()
+
+
+def strict(**changes) -> Track:
+    return Track(**{"name": "t", "corpus_words": 100, "epochs": 10, "milestones": [], "outside_words": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("track", "given", "message"),
+    [
+        (strict(), (101, 101, []), "t allows 100 words of text, this run has 101"),
+        (strict(), (80, 801, []), "allows 10 epochs, 800 words seen, this run would see 801"),
+        (strict(), (80, 80, ["tokenizer.name=x"]), "tokenizer.name=x was made from text outside the corpus"),
+        (strict(outside_words=30), (80, 80, ["tokenizer.name=x"]), r"has 110 \(80 of training text, 30 outside\)"),
+    ],
+)
+def test_what_breaks_a_track_is_refused_with_the_figures(track, given, message):
+    with pytest.raises(InputError, match=message):
+        track.refuse(*given)
+
+
+def test_what_keeps_to_a_track_is_not():
+    strict().refuse(100, 1000, [])
+    strict(outside_words=20).refuse(80, 800, ["tokenizer.name=x"])
+    strict(corpus_words=None, epochs=None).refuse(10**9, 10**12, ["tokenizer.name=x"])
+    assert strict(milestones=[50, 2000, 3000]).warnings(1000) == (
+        "1,000 words are seen: 2 milestones from chck_2000 on are never reached",
+    )
+    assert strict(milestones=[50]).warnings(50) == ()
+
+
+def test_what_was_made_outside_says_so():
+    from babylm_train.build import _outside
+    from babylm_train.curriculum.strategy import DynamicCurriculum, FrequencyBasedCurriculum, LengthBasedCurriculum
+
+    listed = FrequencyBasedCurriculum(os.path.join(os.path.dirname(__file__), "words.tsv"))
+    assert _outside(listed).startswith("curriculum.strategy.frequency_list=")
+    assert _outside(DynamicCurriculum(listed)) == _outside(listed)
+    assert _outside(LengthBasedCurriculum()) is None
+    assert _outside(SimpleNamespace()) is None
