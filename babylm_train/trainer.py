@@ -210,11 +210,8 @@ class Trainer:
             The gradient norm before clipping, on the device.
         """
         state = self.state
-        number, at = (
-            state.update + 1,
-            {"update": state.update, "progress": state.update / self.curriculum.total_updates},
-        )
-        prepared = [self.objective.prepare(replace(batch, **at)) for batch in batches]
+        number, progress = state.update + 1, state.update / self.curriculum.total_updates
+        prepared = [self.objective.prepare(replace(b, update=state.update, progress=progress)) for b in batches]
         watched = partial(self.logger.log_gradients, self.model, number)
         update = self.step(number, prepared, self._loss, watched if _due(number, self.options.log_every) else None)
         self.scheduler.step()
