@@ -124,7 +124,7 @@ def task(config: DictConfig) -> float:
     except RunError as error:
         if not isinstance(error, InputError):
             record_failure(directory, Outcome.of(error), request, checks.config_hash(config))
-        raise
+        fail(error)  # here: Hydra would say something of its own first
 
 
 def _study_job(config: DictConfig, directory: Path) -> float:
