@@ -122,7 +122,7 @@ def task(config: DictConfig) -> float:
     try:
         return _job(config, directory, request)
     except RunError as error:
-        if not isinstance(error, InputError):
+        if not isinstance(error, InputError) and (directory / "config.yaml").exists():  # it had begun
             record_failure(directory, Outcome.of(error), request, checks.config_hash(config))
         fail(error)  # here: Hydra would say something of its own first
 
