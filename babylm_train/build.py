@@ -121,6 +121,7 @@ def _targets(node: Any, at: str) -> list[tuple[str, str]]:
 def _rehearse(built: Parts) -> None:
     """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
@@ -136,8 +137,8 @@ def _rehearse(built: Parts) -> None:
             model = built.model(tokenizer=_AnyTokenizer(), max_length=4)
             seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
-        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model: {' '.join(str(error).splitlines()[:2])}") from error
 
 
 class _AnyTokenizer:
