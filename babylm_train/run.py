@@ -98,7 +98,7 @@ def execute(run: Run, directory: Path, resume: str | None, config: str, preempti
     """
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
-    trainer.checkpoints.check(12 * count_parameters(trainer.model))
+    trainer.checkpoints.check(12 * count_parameters(trainer.model), trainer.curriculum.total_updates)
     write_text(directory / "config.yaml", config)
     plan = plan_of(run)
     print(plan.table(), flush=True)
