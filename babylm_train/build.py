@@ -129,6 +129,7 @@ def _targets(node: Any, at: str) -> list[tuple[str, str]]:
 def _rehearse(built: Parts) -> None:
     """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     from babylm_train.export import BOTH_WAYS
     from babylm_train.model import is_encoder
@@ -148,8 +149,8 @@ def _rehearse(built: Parts) -> None:
             seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
             wanted, given = (("a decoder", "an encoder")[kind] for kind in (built.objective.encoder, is_encoder(model)))
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
-        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(f"model: {' '.join(str(error).splitlines()[:2])}") from error
     if "mntp" in built.objective.backends and type(model).__name__ not in BOTH_WAYS:
         raise InputError(f"objective: {type(built.objective).__name__} works with {', '.join(BOTH_WAYS)}")
     if wanted != given:

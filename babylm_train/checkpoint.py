@@ -49,8 +49,11 @@ class Checkpoints:
             raise InputError(f"trainer.keep_last must be at least 1, got {keep_last}")
         self.directory, self.keep_last = Path(directory), keep_last
 
-    def check(self, size: int) -> None:
+    def check(self, size: int, saves: int) -> None:
         """Before training: can the checkpoints that will exist at a time, of about `size` bytes, be written here?
+
+        Args:
+            size: bytes of one. saves: the most that the run can write.
 
         Raises:
             StorageError: no permission, or not enough room.
@@ -62,10 +65,10 @@ class Checkpoints:
             _write(probe := self.directory / f".probe.{os.getpid()}.tmp", b"x")
             probe.unlink()
         have = sum(p.stat().st_size for p in self.directory.glob("*.pt"))
-        free, need = shutil.disk_usage(self.directory).free, size * (self.keep_last + 2)
-        if free + have < need:
+        count = min(self.keep_last, saves) + 2  # the best, and one that is being written
+        if (free := shutil.disk_usage(self.directory).free) + have < size * count:
             raise StorageError(
-                f"{self.directory}: {free / 2**20:,.0f} MiB free, but {self.keep_last + 2} checkpoints of "
+                f"{self.directory}: {free / 2**20:,.0f} MiB free, but {count} checkpoints of "
                 f"{size / 2**20:,.0f} MiB are needed"
             )
 

@@ -190,7 +190,8 @@ def _request(config: DictConfig) -> Request:
     from babylm_train import build
     from babylm_train.run import Request
 
-    return Request(build.saved_config(config), list(HydraConfig.get().overrides.task))
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return Request(build.saved_config(config), [str(override) for override in typed])  # variables stay unread
 
 
 def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:

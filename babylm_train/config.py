@@ -293,7 +293,8 @@ def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ..
             if value.get("_target_") == known[key].get("_target_"):
                 _check_keys(value, known[key], (*path, str(key)))
         elif value != known[key]:
-            _check_type(here, value, known[key], _annotation(node, key, here) if None in (value, known[key]) else "")
+            declared = None in (value, known[key]) or isinstance(value, list)
+            _check_type(here, value, known[key], _annotation(node, key, here) if declared else "")
 
 
 def _check_hydra(config: DictConfig, reference: DictConfig) -> None:
@@ -356,7 +357,7 @@ def _check_type(key: str, value: Any, default: Any, annotation: str) -> None:
         bool: ("true or false", isinstance(value, bool)),
         int: ("a whole number", number and float(value).is_integer() and not isinstance(value, float)),
         float: ("a number", number),
-        str: ("text", isinstance(value, (str, list)) or number),
+        str: ("text", isinstance(value, str) or number or bool(re.search("list|Sequence|tuple", annotation))),
         list: ("a list", isinstance(value, list)),
     }.get(type(default))
     if wanted and not wanted[1]:

@@ -116,7 +116,7 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
     plan = plan_of(run)
-    trainer.checkpoints.check(12 * count_parameters(trainer.model))
+    trainer.checkpoints.check(12 * count_parameters(trainer.model), trainer.curriculum.total_updates)
     request.write(directory)
     (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     print(plan.table(), flush=True)

@@ -250,8 +250,16 @@ class Trainer:
             return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
 
     def save_checkpoint(self, names: list[str]) -> Path:
-        """Everything an exact resume needs, under each of `names`."""
+        """Everything an exact resume needs, under each of `names`.
+
+        Raises:
+            DivergedError: an update has left weights that are no numbers; the last checkpoint has good ones.
+        """
         self.settle()
+        if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
+            raise DivergedError(
+                f"update {self.state.update} left weights that are not finite; the last one saved is good"
+            )
         content = {
             "state": asdict(self.state),
             "model": self.model.state_dict(),

@@ -53,7 +53,10 @@ SKIPPED = {  # keys that may well ask for minutes: a compiler, a download, a pro
     "trainer.compile", "data.cache_dir", "logger.timeout", "logger.upload_timeout", "model.config.n_embd",
 }  # fmt: skip
 
-WORK = ("trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps")  # thousands: no fault
+WORK = {  # thousands of these take their time, which is no fault
+    "trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps", "model.config.n_layer",
+    "model.config.num_hidden_layers",
+}  # fmt: skip
 
 
 def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:

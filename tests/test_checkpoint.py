@@ -109,8 +109,8 @@ def test_killed_between_hash_and_rename_the_old_file_still_verifies(store, monke
 
 def test_no_room_is_found_before_training(store):
     with pytest.raises(StorageError, match="MiB free, but 4 checkpoints"):
-        store.check(1 << 60)
-    store.check(1000)
+        store.check(1 << 60, 9)
+    store.check(1000, 9)
 
 
 def test_a_pickle_is_never_run(store, tmp_path):
@@ -124,3 +124,11 @@ def test_a_pickle_is_never_run(store, tmp_path):
     with pytest.raises(InputError, match="holds more than tensors and plain values"):
         load(path)
     assert not (tmp_path / "canary").exists()
+
+
+def test_no_more_room_is_asked_for_than_the_run_can_fill(tmp_path):
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    many = Checkpoints(tmp_path, keep_last=1_000_000)
+    many.check(free // 10, saves=2)
+    with pytest.raises(StorageError, match="checkpoints of"):
+        many.check(free // 10, saves=20)

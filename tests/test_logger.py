@@ -418,3 +418,33 @@ def test_start_failure_is_one_line(tmp_path, capfd):
     logger.finish({})
     (line,) = capfd.readouterr().err.splitlines()
     assert "did not start" in line
+
+
+@pytest.mark.parametrize("fault", ["refused", "black hole", "killed", "killed service"])
+def test_a_fault_changes_no_weight_no_metric_and_no_exit_code(make_trainer, server, capfd, fault):
+    """Whole runs: with a W&B that fails in the middle, and with none."""
+    plain = make_trainer("plain", save_every=4)
+    torch.manual_seed(3)
+    plain.train()
+    if fault == "refused":
+        server.close()
+    elif fault == "black hole":
+        server.hang.set()
+    logger = wandb_logger(mode="online", timeout=2)
+    trainer = make_trainer("mirrored", save_every=4, logger=logger)
+    began = time.monotonic()
+    logger.start(trainer.record.directory, **START)
+    if fault.startswith("killed"):
+        process = until_ready(logger)
+        began = time.monotonic()
+        trainer.should_stop = lambda: trainer.state.update == 5 and os.kill(victims[fault](process), signal.SIGKILL)
+    victims = {"killed": lambda pid: pid, "killed service": lambda pid: children(pid)[0]}
+    torch.manual_seed(3)
+    trainer.train()
+    logger.finish({"status": "finished"})
+    assert time.monotonic() - began < 10
+    assert trainer.record.metrics.read_bytes() == plain.record.metrics.read_bytes()
+    assert all(map(torch.equal, trainer.model.state_dict().values(), plain.model.state_dict().values()))
+    assert trainer.state == plain.state
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: logger: wandb: ")]
+    assert len(warnings) in (1, 2)  # gone on offline, and what could not be sent

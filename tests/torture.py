@@ -18,6 +18,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ CONFIGURATIONS = {
     for choice in itertools.product(CURRICULA.items(), PRECISIONS.items(), UPDATES.items())
     for names, texts in [zip(*choice, strict=True)]
 }
+UNLIKE = ("state", "result", "config")  # they hold the mirror's run id, and its options
 KINDS = ("moment", "failpoint", "resumed")
 
 
@@ -183,6 +185,34 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
     return code, took, repeated
 
 
+def mirrors(root: Path) -> list[str]:
+    """Whole runs with a W&B that fails: exit code, seconds more than without, and whether the outcome is the same."""
+    name = next(iter(CONFIGURATIONS))
+    server = socket.socket()  # takes connections and never answers
+    server.bind(("127.0.0.1", 0))
+    server.listen(64)
+    hole = f"http://127.0.0.1:{server.getsockname()[1]}"
+    lines, plain = [], None
+    for fault, url in {"none": "", "refused": "http://127.0.0.1:9", "black hole": hole, "killed": hole}.items():
+        run = Run(root, f"mirror-{fault.replace(' ', '-')}", name)
+        if url:
+            run.arguments += ["logger=wandb", "logger.mode=online"]
+        os.environ.update(WANDB_BASE_URL=url or hole, WANDB_API_KEY="a" * 40)
+        child = run.start()
+        if fault == "killed":
+            wait_until(child, lambda run=run: run.lines() > 8)
+            for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        code = child.wait(120)
+        figures = {k: v for k, v in run.outcome().items() if k not in UNLIKE}
+        plain = plain or (figures, child.seconds)
+        same = "the same" if figures == plain[0] else "DIFFER"
+        more = child.seconds - plain[1]
+        lines.append(f"W&B {fault}: exit {code}, {more:+.1f} s, weights, optimizer and metrics {same}")
+    server.close()
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=324)
@@ -212,7 +242,7 @@ def main() -> None:
         total = sum(rows[n][k] for n in rows for k in KINDS)
         print(f"{total} kills, {time.monotonic() - began:.0f} s: {name}: {differs or 'the same'}", flush=True)
     stopped = [preempt(root, n, list(CONFIGURATIONS)[n % len(CONFIGURATIONS)], rng) for n in range(options.preemptions)]
-    lines = table(rows, stopped, time.monotonic() - began)
+    lines = [*table(rows, stopped, time.monotonic() - began), *mirrors(root)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf8")
     print("\n".join(lines))

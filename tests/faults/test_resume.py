@@ -97,7 +97,7 @@ def run(directory: Path, configuration: str, preemption: object = lambda: False)
     trainer._count = logged  # type: ignore[method-assign]
     seed_all(7)
     start = find_start(trainer, directory, None)
-    trainer.checkpoints.check(1000)
+    trainer.checkpoints.check(1000, 9)
     if start is not None:
         restore(trainer, *start)
     trainer.train()

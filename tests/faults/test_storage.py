@@ -64,7 +64,7 @@ def test_every_failpoint_and_every_fault_leave_a_loadable_checkpoint(tmp_path, h
                     with pytest.raises(StorageError, match="earlier checkpoints are intact"):
                         save(store, update, best)
                     assert len(points.steps) > at
-            store.check(1000)  # what the next start does: leftovers go
+            store.check(1000, 9)  # what the next start does: leftovers go
             assert not list(folder.glob(".*")), (fault, step)
             newest = store.newest()
             if before:
