@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test torture fuzz lint format sweep torture-studies clean
+.PHONY: train test torture fuzz lint format sweep torture-studies lm-eval clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -34,6 +34,10 @@ study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions,
 
 torture-studies: $(READY)  ## 40 jobs, 4 broken, under three launchers; a killed controller; two commands at once
 	$(PY) benchmarks/studies.py
+
+lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
+	$(PY) -m pytest tests/test_babylm.py -k lm_eval
 
 clean:
 	rm -rf .venv multirun_outputs/.cache

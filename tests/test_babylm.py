@@ -148,7 +148,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed: make lm-eval")
 def test_lm_eval_finds_the_same_accuracy(workplace):
     tasks = workplace / "tasks"
     tasks.mkdir()
