@@ -100,10 +100,13 @@ class NoLogger:
     gradients: bool = False
     """Whether `log_gradients` does anything. The trainer need not call it where this is false."""
 
-    def start(self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int) -> str:
+    def start(
+        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
+    ) -> str:
         """Begin, or go on with, the mirror of the run in `directory`; returns the id to pass when the run is resumed.
 
-        `config` is a plain dict; `step` is the update that a resumed run goes on from, 0 for a fresh one.
+        `config` is a plain dict; `step` is the update that a resumed run goes on from, 0 for a fresh one; `arm` is what
+        the runs of a study have in common that differ in their seeds alone.
         """
         return run_id or ""
 
@@ -134,7 +137,9 @@ class TensorBoardLogger(NoLogger):
         self._writer: SummaryWriter | None = None
         self._step = 0
 
-    def start(self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int) -> str:
+    def start(
+        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
+    ) -> str:
         """See `NoLogger.start`. Points past `step` that an interrupted run had written are purged."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -218,14 +223,21 @@ class WandbLogger(NoLogger):
         self._order: dict[str, Any] = {}
         self._link: _Link | None = None
 
-    def start(self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int) -> str:
+    def start(
+        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
+    ) -> str:
         """See `NoLogger.start`. Returns at once; an unreachable server costs nothing here."""
         run_id = run_id or secrets.token_hex(4)  # not `random`: its state belongs to the run
         if self._mode == "disabled":
             return run_id
         self._directory = directory.resolve() / "wandb"
         run = {"id": run_id, "name": name[:NAME_LIMIT], "group": group[:NAME_LIMIT], "dir": str(directory.resolve())}
-        self._order = {"run": {**self._run, **run, "config": config}, "pid": os.getpid(), **self._seconds}
+        kind = self._run["job_type"] or arm[:64] or None  # W&B groups and averages by it
+        self._order = {
+            "run": {**self._run, **run, "job_type": kind, "config": config},
+            "pid": os.getpid(),
+            **self._seconds,
+        }
         self._open(self._mode, b"")
         return run_id
 

@@ -68,6 +68,11 @@ class Request:
     config: str
     overrides: list[str]
 
+    @property
+    def arm(self) -> str:
+        """The overrides that are the same for every seed."""
+        return " ".join(o for o in self.overrides if not o.lstrip("+").startswith(("seed=", "study=", "resume=")))
+
     def write(self, directory: Path) -> None:
         """config.yaml and overrides.yaml. Raises StorageError."""
         write_text(directory / "config.yaml", self.config)
@@ -126,7 +131,13 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
         state = trainer.state
         print(f"resumed at update {state.update} of {trainer.curriculum.total_updates}", flush=True)
     state.run_id = trainer.logger.start(
-        directory, name=run.name, group=run.study, config=run.config, run_id=state.run_id, step=state.update
+        directory,
+        name=run.name,
+        group=run.study,
+        config=run.config,
+        run_id=state.run_id,
+        step=state.update,
+        arm=request.arm,
     )
     try:
         preemption.training = True

@@ -217,7 +217,7 @@ class Logger(Protocol):
     """Mirrors the record elsewhere; nothing it does may change or stop the run."""
 
     def start(
-        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, step: int
+        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, step: int, arm: str
     ) -> str: ...
 
     def log(self, metrics: dict[str, float], step: int) -> None: ...

@@ -21,7 +21,14 @@ from babylm_train.errors import InputError
 from babylm_train.logger import NoLogger, TensorBoardLogger, WandbLogger, gradient_norms
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "logger"
-START = {"name": "run", "group": "study", "config": {"optimizer": {"lr": 0.1}}, "run_id": None, "step": 0}
+START = {
+    "name": "run",
+    "group": "study",
+    "arm": "optimizer=sgd",
+    "config": {"optimizer": {"lr": 0.1}},
+    "run_id": None,
+    "step": 0,
+}
 PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
 REPLIES = {
     "RunResumeStatus": {"model": {**PROJECT, "bucket": None}},
@@ -169,7 +176,7 @@ def test_offline_by_default_and_our_process_is_untouched(tmp_path, capfd):
     assert [row["step"] for row in history(tmp_path)] == [1, 1]
     (file,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
     content = file.read_bytes()
-    assert all(text in content for text in (b"study", b"optimizer", b"train/learning_rate", b"finished"))
+    assert all(text in content for text in (b"study", b"optimizer=sgd", b"train/learning_rate", b"finished"))
     assert hooks == (sys.excepthook, sys.exit, *(signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
