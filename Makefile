@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test lint format sweep clean
+.PHONY: train test lint format sweep bench bench-gpu clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -23,8 +23,18 @@ format: $(READY)
 sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one study directory
 	$(PY) -m babylm_train -m study=sweep optimizer=adamw,adam,sgd scheduler=linear,cosine,constant trainer.max_steps=20
 
+bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
+	$(PY) benchmarks/speed.py $(TEXT)
+
+bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
+	$(PY) benchmarks/gpu.py
+
 clean:
 	rm -rf .venv multirun_outputs/.cache
+
+.venv/.bench: $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
