@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test torture fuzz lint format sweep torture-studies lm-eval clean
+.PHONY: train test torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -39,8 +39,18 @@ lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; in
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
 	$(PY) -m pytest tests/test_babylm.py -k lm_eval
 
+bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
+	$(PY) benchmarks/speed.py $(TEXT)
+
+bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
+	$(PY) benchmarks/gpu.py
+
 clean:
 	rm -rf .venv multirun_outputs/.cache
+
+.venv/.bench: $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

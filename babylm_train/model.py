@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.functional import dropout as drop
 
+from babylm_train.dropout import dropout as drop
+from babylm_train.dropout import swap
 from babylm_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def causal_lm(
     if plain := _attends_to_all(built):
         attention.register()
     model = AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME if plain else "sdpa")
+    swap(model)
     if not own_dropout and dropout:
         add_residual_dropout(model, dropout)
     return model

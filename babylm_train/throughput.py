@@ -59,10 +59,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float
         name = torch.cuda.get_device_name(device)
         found = next((peaks for part, peaks in PEAKS.items() if part in name), None)
         return found and 1e12 * found[0 if half else 1 if rounding != "highest" else 2]
-    size = 1024
-    matrix = torch.full((size, size), 0.5, device=device, dtype=dtype if device.type == "cpu" else torch.float32)
+    return measured_flops(device, dtype)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, times: int = 4) -> float:
+    """FLOP/s of the fastest of some products of `size` x `size`."""
+    matrix = torch.full((size, size), 0.5, device=device, dtype=dtype)
     seconds = []
-    for _ in range(4):
+    for _ in range(times):
         begin = time.perf_counter()
         (matrix @ matrix)[0, 0].item()
         seconds.append(time.perf_counter() - begin)

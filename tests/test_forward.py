@@ -11,6 +11,7 @@ from test_model import model_of
 from tiny import LENGTH, VOCABULARY
 
 from babylm_train import attention, throughput
+from babylm_train.dropout import dropout
 from babylm_train.errors import DivergedError
 from babylm_train.forward import Forward, has_linear_head
 from babylm_train.loss import summed_cross_entropy
@@ -215,6 +216,20 @@ def test_timings_state_speed_and_peak(make_trainer):
     trace = json.loads((trainer.record.directory / "profile.json").read_text())
     steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")}
     assert len(steps) == 10
+
+
+def test_dropout_keeps_its_share_and_mean_and_its_gradient_is_its_own():
+    torch.manual_seed(0)
+    x = torch.full((1000, 1001), 2.0, requires_grad=True)
+    out = dropout(x, 0.1, training=True)
+    kept = out != 0
+    assert kept.double().mean() == pytest.approx(0.9, abs=1e-3)  # three deviations of a million draws
+    assert out[kept].unique().tolist() == pytest.approx([2 / 0.9], rel=1e-4)
+    assert abs(torch.corrcoef(torch.stack([kept[:, :-1].flatten(), kept[:, 1:].flatten()]).double())[0, 1]) < 4e-3
+    out.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    assert torch.equal(x.grad * 2, out)
+    assert dropout(x, 0.1, training=False) is x
 
 
 def test_flops_of_a_token():

@@ -1,0 +1,68 @@
+"""The benchmarks run: tiny, so that they work the first time on a machine that has what they measure."""
+
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    for name in ("arms", "gpu", "speed"):
+        sys.modules.pop(name, None)
+
+
+needs_peers = pytest.mark.skipif(
+    importlib.util.find_spec("accelerate") is None, reason="pip install babylm-train[bench]"
+)
+
+
+def test_gpu_table_tiny(benchmarks):
+    """Every row is measured, ours with and without the compiler; HF Trainer's where it is installed."""
+    import gpu
+
+    if importlib.util.find_spec("accelerate") is None:
+        gpu.hf_trainer = gpu.ours
+    text = gpu.main(["--tiny", "--updates", "3"])
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| tiny")]
+    assert len(rows) == 4
+    assert all(float(r[3].replace(",", "")) > 0 and r[4].strip().endswith("%") for r in rows)
+
+
+def test_arms_of_the_cpu_table(benchmarks):
+    import arms
+    from transformers import GPT2Config
+
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(2, 64, (n % 40 + 1,), generator=generator).tolist() for n in range(300)]
+    setting = arms.Setting(partial(GPT2Config, n_layer=1, n_embd=32, n_head=2), 64, 32, 4, updates=2)
+    for arm in (arms.ours, arms.bare, partial(arms.bare, tuned=True), arms.padded_to_512):
+        found = arm(documents, setting)
+        assert found.tokens > 0
+        assert found.memory > 0
+
+
+@needs_peers
+def test_peers_of_the_cpu_table(benchmarks):
+    import arms
+    from transformers import GPT2Config
+
+    documents = [[2 + n % 60] * (n % 40 + 1) for n in range(300)]
+    setting = arms.Setting(partial(GPT2Config, n_layer=1, n_embd=32, n_head=2), 64, 32, 4, updates=2, bf16=True)
+    assert all(arm(documents, setting).tokens > 0 for arm in (arms.hf_trainer, arms.lightning))
+    padded = arms.hf_trainer(documents, setting, padded=True, grouped=True)
+    assert padded.tokens > 0
+
+
+def test_a_rate_leaves_the_first_updates_out(benchmarks):
+    import arms
+
+    assert arms.rate([(10.0, 5), (12.0, 7), (13.0, 8), (14.0, 4)], warm=2) == (8 + 4) / 2.0
