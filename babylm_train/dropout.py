@@ -31,7 +31,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.nn.functional.dropout(x, p, training)
-    return _Dropout.apply(x, round(p * LEVELS))
+    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))
 
 
 class Dropout(nn.Dropout):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from babylm_train import cli
 
@@ -181,6 +182,15 @@ def test_a_sweep_shares_a_directory_without_collisions(run, tmp_path):
     assert again.count("finished already") == 4
     assert "report: " in again
     assert {"report.html", "report.md", "results.csv"} <= {p.name for p in (tmp_path / "multirun_outputs/s").iterdir()}
+
+
+def test_a_run_keeps_its_name_in_whatever_words_it_is_asked_for(run, tmp_path):
+    small = [*SMALL, "trainer.max_steps=2", "study=s"]
+    assert run(*small, "optimizer=sgd", "seed=1")[0] == 0
+    again = run("seed=1", "scheduler=linear", "optimizer=sgd", *small)
+    assert "finished already" in again[1]
+    (folder,) = (p for p in (tmp_path / "multirun_outputs/s").iterdir() if p.is_dir())
+    assert yaml.safe_load((folder / "overrides.yaml").read_text())[-3:-1] == ["optimizer=sgd", "seed=1"]
 
 
 def test_a_diverging_job_does_not_take_the_others_down(run, tmp_path):
