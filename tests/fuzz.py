@@ -55,7 +55,7 @@ SKIPPED = {  # keys that may well ask for minutes: a compiler, a download, a pro
 
 WORK = {  # thousands of these take their time, which is no fault
     "trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps", "model.config.n_layer",
-    "model.config.num_hidden_layers",
+    "model.config.num_hidden_layers", "data.words",
 }  # fmt: skip
 
 

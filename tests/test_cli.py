@@ -70,6 +70,8 @@ BAD = {
     "~logger": "logger: the group is missing",
     "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps must be null",
     "hydra.run.dir=/proc/none/a": "cannot write /proc/none",
+    "trainer.deterministic=${seed}": "trainer.deterministic must be true or false, got 0",
+    "trainer.device=[]": "trainer.device must be text, got []",
     "seed=null": "seed must be int, got None",
     "trainer=3": "Config group override must be a string or a list. Got int",
     "trainer.early_stopping=3": "trainer.early_stopping is a group of keys (_target_, patience, min_delta), got 3",
