@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test lint format sweep lm-eval clean
+.PHONY: train test lint format sweep clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -23,10 +23,6 @@ format: $(READY)
 sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one study directory
 	$(PY) -m babylm_train -m study=sweep optimizer=adamw,adam,sgd scheduler=linear,cosine,constant trainer.max_steps=20
 
-lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
-	$(PY) -m pytest tests/test_babylm.py -k lm_eval
-
 clean:
 	rm -rf .venv multirun_outputs/.cache
 
@@ -34,3 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+.PHONY: lm-eval
+lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
+	$(PY) -m pytest tests/test_babylm.py -k lm_eval
