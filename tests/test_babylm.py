@@ -56,7 +56,6 @@ def workplace(tmp_path_factory):
             if module == "babylm_train.difficulty":
                 small.remove("track.milestones=[500,1000,1400]")
             patch.setattr(sys, "argv", [module, *small])
-            cli.failures.clear()
             MAINS[module]()
             printed.append(module)
     return folder
