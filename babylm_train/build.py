@@ -137,6 +137,8 @@ def _rehearse(built: Parts) -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
         optimizer = built.optimizer([weight])
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
     try:

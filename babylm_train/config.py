@@ -195,6 +195,8 @@ def check(config: DictConfig, reference: DictConfig) -> None:
             raise InputError(f"{key}: the text of an environment variable may stand in {', '.join(ENVIRONMENT)} only")
     _check_keys(values, known, ())
     _check_values(values)
+    if gone := [key for key in ("seed", "study", "resume") if key not in values]:
+        raise InputError(f"{gone[0]}: the key is missing")
     if not isinstance(values["resume"], (str, type(None))):
         raise InputError(f"resume must be a path (a number in quotes), got {values['resume']!r}")
     if re.search(r"^\.|/|^$", str(values["study"])):

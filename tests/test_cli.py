@@ -71,6 +71,8 @@ BAD = {
     "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps must be null",
     "hydra.run.dir=/proc/none/a": "cannot write /proc/none",
     "trainer.deterministic=${seed}": "trainer.deterministic must be true or false, got 0",
+    "~study": "study: the key is missing",
+    "optimizer.betas=[0.9,0.9,0.9]": "optimizer: too many values to unpack (expected 2)",
     "trainer.device=[]": "trainer.device must be text, got []",
     "seed=null": "seed must be int, got None",
     "trainer=3": "Config group override must be a string or a list. Got int",
