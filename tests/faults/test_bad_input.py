@@ -131,9 +131,7 @@ def test_files_that_are_none(refused, tmp_path):
         "zero.txt": "zero.txt is no regular file",
         "loop.txt": "no such file: loop.txt",
         "folder.txt": "folder.txt is a folder",
-        "*.jsonl": "no file matches *.jsonl",
         f"{'क' * 100}.txt": "File name too long",
-        "~nobody/x.txt": "~nobody/x.txt",
     }.items():
         line = refused(["data=text", f"data.train='{name}'"])
         assert "data.train" in line
@@ -142,8 +140,6 @@ def test_files_that_are_none(refused, tmp_path):
     assert "data.validation: no such file" in refused([*good, "data.validation=none.txt"])
     empty = text_file(tmp_path, "empty.txt", b"")[1].partition("=")[2]
     assert "data.validation holds no document" in refused([*good, f"data.validation={empty}"])
-    assert "data.max_words=1 admits no document" in refused([*good, "data.max_words=1"])
-    assert "tokenizer.vocab_size must be at least" in refused([*good, "tokenizer.vocab_size=3"])
 
 
 class Touch:

@@ -161,26 +161,23 @@ def test_over_500_histories_the_best_and_the_last_verified_are_never_deleted(tmp
         store = Checkpoints(tmp_path / str(seed), keep_last=rng.randint(1, 3))
         intact: list[int] = []  # updates whose checkpoint nobody damaged, oldest first
         update = best = 0
-        for _ in range(rng.randint(3, 9)):
+        for _ in range(rng.randint(3, 7)):
             event = rng.random()
-            if event < 0.7 or not intact:
+            if event < 0.8 or not intact:
                 update += rng.randint(1, 2)
                 best = update if not best or rng.random() < 0.4 else best
                 save(store, update, best)
                 intact.append(update)
                 assert store.newest()[1]["state"]["update"] == update
-            elif event < 0.85 and intact[-1] != best:  # the newest file is hit, and the run goes on before it
+            elif intact[-1] != best:  # the newest file is hit, and the run goes on from what is left
                 path = store.directory / f"checkpoint_step_{intact.pop()}.pt"
                 path.write_bytes(damaged(path.read_bytes(), rng))
-            found = store.newest()
-            assert found is not None
-            if intact and (store.directory / f"checkpoint_step_{intact[-1]}.pt").exists():
-                assert found[1]["state"]["update"] == intact[-1]
-            assert found[1]["state"]["update"] in intact
-            update = found[1]["state"]["update"]
-            best = found[1]["state"]["best_update"]
-            intact = [u for u in intact if u <= update]
-            store.forget_after(update)
-            assert store.best(best)[1]["state"]["update"] == best
+                left = [u for u in intact if (store.directory / f"checkpoint_step_{u}.pt").exists()]
+                _, found = store.newest()
+                assert found["state"]["update"] == max(left, default=best)
+                update, best = found["state"]["update"], found["state"]["best_update"]
+                intact = [u for u in intact if u <= update]
+                store.forget_after(update)
+            assert load(store.directory / BEST)["state"]["update"] == best
             names = [p.name for p in store.directory.iterdir()]
             assert {n + ".sha256" for n in names if n.endswith(".pt")} <= set(names)
