@@ -252,8 +252,9 @@ def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         if found["future_leak"] > LEAK:
             raise InputError(f"{folder} sees the future: a later token changes an earlier loss")
     if asked["pairs"] is not None:
-        pairs = read_pairs(asked["pairs"])
-        closing = asked["closing"] in (True, "true")
+        if asked["closing"] not in ("true", "false"):
+            raise InputError(f"closing must be true or false, got {asked['closing']}")
+        pairs, closing = read_pairs(asked["pairs"]), asked["closing"] == "true"
         hits = judge(model, tokenizer, pairs, backend=backend, closing=closing)
         scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}
         found["pairs"] = {name: {p: asdict(one) for p, one in by.items()} for name, by in scores.items()}
@@ -286,7 +287,7 @@ def main() -> None:
     """Entry point of `python -m babylm_train.evaluate`."""
     from babylm_train.record import write_json
 
-    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "backend": None, "closing": True}
+    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "backend": None, "closing": "true"}
     try:
         run, asked = options(sys.argv[1:], {**keys, "out": None})
         found = report(run, asked)
