@@ -206,6 +206,25 @@ def test_compiled_once_for_training_whatever_the_epoch_and_never_for_evaluation(
     assert compiled.state.val_loss == pytest.approx(plain.state.val_loss, rel=1e-4)
 
 
+def test_flex_attention_isolates_too_and_is_compiled_once(monkeypatch):
+    """Its forward pass; backward it goes on GPUs only."""
+    made = []
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend=lambda g, _: made.append(g) or g.forward)
+    )
+    model = model_of("modern_nano", 50, 40).eval()
+    flex, plain = Forward(model, compile=True, rows=6), Forward(model)
+    flex.flex = True
+    with torch.no_grad():
+        for seed in range(2):
+            batch = packed(6, 40, seed)
+            assert CausalObjective()(flex, batch).item() == pytest.approx(
+                CausalObjective()(plain, batch).item(), rel=1e-5
+            )
+    assert sum("flex_attention" in graph.code for graph in made) == 1
+    assert len(made) <= 2  # and the loss
+
+
 def test_timings_state_speed_and_peak(make_trainer):
     trainer = make_trainer(epochs=1, max_steps=20, log_every=5, profile=True)
     trainer.train()
