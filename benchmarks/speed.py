@@ -64,7 +64,7 @@ def arms() -> dict[str, tuple[str, Callable[[Ids, Setting], Measured]]]:
         "HF Trainer, packed": ("documents", hf_trainer),
         "Lightning, packed": ("documents", lightning),
         "babylm_train, lines": ("lines", ours),
-        "HF Trainer, padded to the longest": ("lines", partial(hf_trainer, padded=True)),
+        "HF Trainer, padded to the longest": ("documents", partial(hf_trainer, padded=True)),
         "HF Trainer, grouped by length": ("lines", partial(hf_trainer, padded=True, grouped=True)),
         "one line a row, padded to 512": ("lines", padded_to_512),
     }
