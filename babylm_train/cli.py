@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from babylm_train import config as checks
-from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
+from babylm_train.errors import SIGNALS, InputError, PreemptedError, RunError, StorageError, fail, one_line
 
 if TYPE_CHECKING:
     from babylm_train.run import Request
@@ -30,6 +31,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as exceptions, and leave as one line
     # our launchers' fragments bear the names of the plugins' schemas on purpose: they are held against them
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    for number in SIGNALS:
+        signal.signal(number, _stopped)
     checks.register_resolvers()
     sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
     try:
@@ -81,6 +84,10 @@ def _sweep(config: DictConfig) -> None:
     _report(directory)
     if failed:
         sys.exit(failed[0])
+
+
+def _stopped(*_: object) -> NoReturn:
+    raise PreemptedError("preempted before anything had begun; the same command starts again")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """The loops that are compared: ours, a bare one, HF Trainer, Lightning, and one line a row padded to 512.
 
-Each arm trains the same model on the same text and reports the useful tokens (valid targets) that it gets through in the
-time of its updates. Peers run with their defaults, on rows whose documents are not isolated; ours isolates them.
+Each arm trains the same model on the same text and reports the useful tokens (valid targets) that it gets through in
+the time of its updates. Peers run with their defaults, on rows whose documents are not isolated; ours isolates them.
 """
 
 from __future__ import annotations

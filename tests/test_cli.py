@@ -253,6 +253,15 @@ def test_preemption_saves_exits_75_and_resume_elsewhere_is_exact(tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
 
+def test_a_signal_before_anything_has_begun_is_exit_75(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_check_values", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    code, _, err = run(*SMALL, "hydra.run.dir=a")
+    signal.signal(signal.SIGTERM, before)
+    assert (code, err) == (75, "error: preempted before anything had begun; the same command starts again\n")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_second_run_in_one_directory_is_refused(run, tmp_path):
     from filelock import FileLock
 
