@@ -33,11 +33,13 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
 def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> tuple[Tensor, ...]:
     """Summed loss of some positions, and with `grads` its gradients by `hidden` and `weight`, in their dtype."""
     scores = (hidden @ weight.T).float().log_softmax(1)
-    valid, places = targets != IGNORE, targets.clamp(min=0)[:, None]
-    loss = -(scores.gather(1, places).squeeze(1) * valid).sum()
+    valid, places = targets != IGNORE, targets.clamp(min=0)
+    positions = torch.arange(len(targets), device=targets.device)
+    loss = -(scores[positions, places] * valid).sum()
     if not grads:
         return (loss,)
-    scores = scores.exp_().scatter_add_(1, places, scores.new_full((1, 1), -1.0).expand_as(places))
+    scores = scores.exp_()
+    scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
     slope = scores.mul_(valid[:, None]).to(hidden.dtype)
     return loss, slope @ weight, slope.T @ hidden
 

@@ -33,6 +33,7 @@ from babylm_train.data.tokens import tokenize
 from babylm_train.evaluate import evaluate
 from babylm_train.forward import Forward
 from babylm_train.objective import CausalObjective
+from babylm_train.throughput import keep_pages
 from babylm_train.tokenizer import BPE
 
 
@@ -107,6 +108,7 @@ def main() -> None:
         rows = EvaluationRows(validation, length)
         waste = 1 - rows.tokens / (len(rows) * length)
         evaluated = partial(evaluate, model, CausalObjective(), rows, 16, Forward(model))
+        keep_pages()
         timed(f"evaluate {rows.tokens:,} tokens, {waste:.1%} padding", "at most 10 %", evaluated)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         CausalObjective()(Forward(model), next(rows.batches(2))).backward()

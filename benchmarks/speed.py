@@ -20,6 +20,7 @@ import multiprocessing
 import platform
 import re
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import Measured, Setting, bare, hf_trainer, lightning, ours, packed, padded_to_512
+from arms import Measured, Setting, bare, hf_trainer, lightning, ours, padded_to_512
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
@@ -35,6 +36,7 @@ from babylm_train.throughput import flops_per_token, keep_pages, measured_flops
 
 WORDS = 500_000
 RESULTS = Path(__file__).parent / "results"
+SIZE = partial(GPT2Config, n_layer=6, n_embd=256, n_head=8)
 Ids = list[list[int]]
 
 
@@ -64,7 +66,7 @@ def arms() -> dict[str, tuple[str, Callable[[Ids, Setting], Measured]]]:
         "HF Trainer, packed": ("documents", hf_trainer),
         "Lightning, packed": ("documents", lightning),
         "babylm_train, lines": ("lines", ours),
-        "HF Trainer, padded to the longest": ("documents", partial(hf_trainer, padded=True)),
+        "HF Trainer, padded to the longest": ("lines", partial(hf_trainer, padded=True)),
         "HF Trainer, grouped by length": ("lines", partial(hf_trainer, padded=True, grouped=True)),
         "one line a row, padded to 512": ("lines", padded_to_512),
     }
@@ -73,14 +75,18 @@ def arms() -> dict[str, tuple[str, Callable[[Ids, Setting], Measured]]]:
 def child(pipe: Any, name: str, documents: Ids, setting: Setting) -> None:
     """One arm, in a process of its own."""
     warnings.filterwarnings("ignore")
+    if setting.clock is time.process_time:
+        torch.set_num_threads(1)
     pipe.send(arms()[name][1](documents, setting))
 
 
-def peak_of(pipe: Any, bf16: bool) -> None:
+def peak_of(pipe: Any, bf16: bool, clock: Callable[[], float]) -> None:
     """The best of ten products of 2048 x 2048, in FLOP/s, as this precision rounds them."""
+    if clock is time.process_time:
+        torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
     keep_pages()
-    pipe.send(measured_flops(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, 2048, 10))
+    pipe.send(measured_flops(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, 2048, 10, clock))
 
 
 def alone(function: Callable[..., None], *arguments: Any) -> Any:
@@ -147,37 +153,45 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--updates", type=int, default=6, help="timed updates of an arm")
-    parser.add_argument("--only", default="", help="part of the names of the arms to run; prints no table")
     parser.add_argument("--precisions", default="tf32,bf16")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds of one thread: on a machine that others use")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.md")
     arguments = parser.parse_args()
     documents = texts(arguments.file)
     corpora = dict(zip(("documents", "lines"), alone(encode, documents), strict=True))
-    size = partial(GPT2Config, n_layer=6, n_embd=256, n_head=8)
-    names = [name for name in arms() if arguments.only in name]
     results, peaks = {}, {}
     for precision in arguments.precisions.split(","):
         bf16 = precision == "bf16"
         print(precision, flush=True)
-        setting = Setting(size, 8192, 256, 16, arguments.updates, bf16=bf16)
-        results[precision] = measure(corpora, setting, names, arguments.repeats)
-        peaks[precision] = alone(peak_of, bf16)
-    if arguments.only:
-        return
-    with torch.device("meta"):
-        from transformers import GPT2LMHeadModel
-
-        flops = flops_per_token(GPT2LMHeadModel(size(vocab_size=8192, n_positions=256)), 256)
-    lengths = [sum(map(len, corpora[name])) / len(corpora[name]) for name in ("documents", "lines")]
+        clock = time.process_time if arguments.cpu else time.perf_counter
+        setting = Setting(SIZE, 8192, 256, 16, arguments.updates, bf16=bf16, clock=clock)
+        results[precision] = measure(corpora, setting, list(arms()), arguments.repeats)
+        peaks[precision] = alone(peak_of, bf16, clock)
     source = arguments.file.name if arguments.file else "built-in stories"
-    text = (
-        f"{table(results, flops, peaks)}\n\n{source}: {lengths[0]:.0f} tokens a document, {lengths[1]:.0f} a line; "
-        f"{len(packed(corpora['documents'], setting)):,} rows. {machine()}.\n"
-        f"`make bench`: {arguments.repeats} repeats of {arguments.updates} updates, arms in turn.\n"
-    )
+    text = report(results, peaks, corpora, source, "make bench" + " (CPU seconds of one thread)" * arguments.cpu)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text, encoding="utf8")
     print(f"\n{text}\nwritten to {arguments.out}")
+
+
+def report(
+    results: dict[str, dict[str, list[Measured]]],
+    peaks: dict[str, float],
+    corpora: dict[str, Ids],
+    source: str,
+    how: str,
+) -> str:
+    """The table, and what it was measured on."""
+    from transformers import GPT2LMHeadModel
+
+    with torch.device("meta"):
+        flops = flops_per_token(GPT2LMHeadModel(SIZE(vocab_size=8192, n_positions=256)), 256)
+    lengths = {name: sum(map(len, ids)) / len(ids) for name, ids in corpora.items()}
+    repeats = len(next(iter(results.values()))["babylm_train"])
+    return (
+        f"{table(results, flops, peaks)}\n\n{source}: {lengths['documents']:.0f} tokens a document, "
+        f"{lengths['lines']:.0f} a line. {machine()}.\n`{how}`, {repeats} repeats, arms in turn.\n"
+    )
 
 
 def encode(pipe: Any, documents: list[str]) -> None:
