@@ -25,6 +25,7 @@ from babylm_train.objective import CausalObjective
 from babylm_train.precision import Precision
 from babylm_train.run import Preemption, find_start, restore
 from babylm_train.trainer import EarlyStopping, Trainer
+from babylm_train.types import Batch
 
 EPOCHS = 3
 
@@ -88,13 +89,14 @@ def run(directory: Path, configuration: str, preemption: object = lambda: False)
     trainer = tiny_trainer(directory, **CONFIGURATIONS[configuration]())
     trainer.should_stop = preemption  # type: ignore[assignment]
     applied = os.open(directory / "applied", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    count = trainer._count
+    update = trainer.update
 
-    def logged(*arguments: object) -> None:
-        count(*arguments)
+    def logged(batches: list[Batch]) -> torch.Tensor:
+        norm = update(batches)
         os.write(applied, b"%d\n" % trainer.state.update)
+        return norm
 
-    trainer._count = logged  # type: ignore[method-assign]
+    trainer.update = logged  # type: ignore[method-assign]
     seed_all(7)
     start = find_start(trainer, directory, None)
     trainer.checkpoints.check(1000, 9)
