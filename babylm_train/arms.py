@@ -26,10 +26,10 @@ METRICS = {
     "tokens_per_second": "tokens/s",
     "seconds": "seconds",
     "mfu": "MFU (%)",
-    "peak_memory": "peak memory (GiB)",
+    "peak_memory_mib": "peak memory (GiB)",
     "data_wait": "waiting for data (%)",
 }
-TIMED = ("tokens_per_second", "mfu", "peak_memory", "data_wait")  # medians of timings.jsonl
+TIMED = ("tokens_per_second", "mfu", "peak_memory_mib", "data_wait")  # medians of timings.jsonl
 ABSENT = object()
 
 

@@ -48,7 +48,7 @@ NOTES = {
     "with an equal budget: updates and tokens within one tokenizer, and words within "
     f"{WORDS_TOLERANCE:.0%}; across tokenizers words alone, and there only bits per byte are compared.",
 }
-SCALE = {"mfu": 100, "data_wait": 100, "peak_memory": 2**-30}
+SCALE = {"mfu": 100, "data_wait": 100, "peak_memory_mib": 2**-10}
 
 
 @dataclass(frozen=True)

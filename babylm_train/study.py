@@ -30,7 +30,7 @@ from babylm_train.record import write_json
 SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers hand the environment on to their workers
 OUTCOMES = ".sweeps"  # in the study's directory: what became of each job of a sweep, until the sweep has ended
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
-GRACE = 60.0  # seconds a job has to save its state before it is killed
+GRACE = 30.0  # seconds a job has to save its state before it is killed
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def context() -> Any:
 def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: float | None) -> Outcome:
     """Runs `job(*arguments)`, which returns a validation loss, in a process of its own.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to it; it then has a minute to save its state.
+    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to it; it then has half a minute to save its state.
 
     Args:
-        timeout: seconds it may take; then it is asked to save and stop, and a minute later killed.
+        timeout: seconds it may take; then it is asked to save and stop, and half a minute later killed.
 
     Raises:
         PreemptedError: this process was asked to stop; the job has stopped as well.
@@ -231,9 +231,9 @@ class Sweep:
         return bool(busy)
 
     def stop(self) -> None:
-        """Asks the workers of this machine that still run a job to save and end, and waits for them for a minute."""
+        """Asks the workers of this machine that still run a job to save and end, and waits until they have."""
         asked = False
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + GRACE + 5
         while (workers := self._workers()) and time.monotonic() < until:
             for pid in workers if not asked else ():
                 with contextlib.suppress(ProcessLookupError):

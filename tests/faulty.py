@@ -24,8 +24,16 @@ class Faulty(CausalObjective):
         if self.job == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.job == 5:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(1000)
         if self.job == 6:
             sys.exit(9)
         loss = super().__call__(model, batch)
         return loss * torch.nan if self.job == 4 else loss
+
+
+def deaf() -> float:
+    """A job that does not hear SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+    return 0.0

@@ -491,8 +491,8 @@ def test_objectives_are_not_compared(study):
 
 def test_optional_timings_are_medians(study):
     folder = study(1, 5.0)
-    rows = [(0.2, 2**30, 0.01), (0.3, 1.5 * 2**30, 0.02), (0.9, 2**34, 0.5)]
-    lines = [dict(zip(("mfu", "peak_memory", "data_wait"), row, strict=True)) for row in rows]
+    rows = [(0.2, 2**10, 0.01), (0.3, 1.5 * 2**10, 0.02), (0.9, 2**14, 0.5)]
+    lines = [dict(zip(("mfu", "peak_memory_mib", "data_wait"), row, strict=True)) for row in rows]
     (folder / "job-000" / "timings.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (said,) = cells(text_of(folder), "Arms").values()
     assert (said["MFU (%)"], said["peak memory (GiB)"], said["waiting for data (%)"]) == ("30", "1.5000", "2")

@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import faulty
 import pytest
+
+import babylm_train.study
 
 HERE = Path(__file__).parent
 SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
@@ -59,6 +62,12 @@ def test_jobs_that_break_take_nobody_down_and_each_cause_is_named(tmp_path):
     report = (tmp_path / "multirun_outputs/s/report.md").read_text()
     assert all(word in report for word in ("no such thing", "exit code 7", "SIGKILL", "loss nan", "longer than"))
     assert not (tmp_path / "multirun_outputs/s/.sweeps").exists()
+
+
+def test_a_job_that_does_not_stop_is_killed(monkeypatch):
+    monkeypatch.setattr(babylm_train.study, "GRACE", 1.0)
+    outcome = babylm_train.study.isolated(faulty.deaf, (), 8.0)
+    assert (outcome.status, outcome.cause, outcome.exit_code) == ("timed_out", "took longer than job_timeout=8 s", 1)
 
 
 def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp_path):
