@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from babylm_train.data.corpus import Corpus
+    from babylm_train.data.tokens import TokenizedSplit
     from babylm_train.track import Track
     from babylm_train.trainer import Trainer, TrainerOptions
     from babylm_train.types import MinimalPair
@@ -209,32 +210,20 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         should_stop: asked after each update, see Trainer.
 
     Raises:
-        InputError: the corpus, the tokenizer or a length does not fit.
+        InputError: the corpus, the tokenizer or a length does not fit. OutOfMemory: the model does not.
     """
-    import transformers
-
     from babylm_train.curriculum.scores import difficulty
-    from babylm_train.data.corpus import describe
     from babylm_train.data.packing import EvaluationRows
-    from babylm_train.data.tokens import tokenize
     from babylm_train.evaluate import evaluate
     from babylm_train.milestones import Milestones, beginning
     from babylm_train.minimal_pairs import score_pairs
     from babylm_train.model import count_parameters
     from babylm_train.optimizer import parameter_groups
-    from babylm_train.tokenizer import load_tokenizer, tokenizer_fingerprint, tokenizer_report
+    from babylm_train.tokenizer import tokenizer_fingerprint
     from babylm_train.trainer import Trainer
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     options, source = built.options, built.source
-    corpus = source.load()
-    print(describe(corpus), flush=True)
-    tokenizer = load_tokenizer(built.tokenizer, corpus, source.cache_dir)
-    tokenizer.model_max_length = source.max_length
-    train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
-    print(tokenizer_report(tokenizer, train, recipe=built.tokenizer), flush=True)
-
+    corpus, tokenizer, train, validation = _read(built)
     curriculum = built.curriculum.begin(
         difficulty(built.curriculum.strategy, corpus.train, corpus.train_fingerprint, source.cache_dir),
         train.words,
@@ -245,44 +234,20 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         max_length=source.max_length,
     )
     seed_everything(config.seed, options.deterministic)
-    try:
-        model = built.model(tokenizer=tokenizer, max_length=source.max_length)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model: {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemory(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
-    model.to(device_of(options))
-    if options.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
-        (enable or model.gradient_checkpointing_enable)()
-    print(
-        f"model: {count_parameters(model):,} parameters on {model.device}; {curriculum.total_updates:,} updates",
-        flush=True,
-    )
+    model = _fresh_model(built, tokenizer)
+    size, updates = count_parameters(model), curriculum.total_updates
+    print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
     decay = built.optimizer.keywords.get("weight_decay", 0.0)
     optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
-    objective = built.objective.begin(tokenizer)
-    pairs = _eval_pairs(options, corpus)
+    objective, pairs = built.objective.begin(tokenizer), _eval_pairs(options, corpus)
     first = EvaluationRows(beginning(validation), source.max_length)
-    milestones = Milestones(
-        directory / "milestones",
-        built.track.milestones,
-        model,
-        tokenizer,
-        objective.backends,
-        check=lambda: evaluate(model, objective, first, options.batch_size),
-    )
-    outside = [part for part in (_outside(built.tokenizer), _outside(built.curriculum.strategy)) if part]
-    values = checks.public(config)
-    hashes = {"corpus": corpus.fingerprint, "tokenizer": tokenizer_fingerprint(tokenizer)}
-    hashes["validation"] = corpus.validation.fingerprint
+    values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
+    hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
     trainer = Trainer(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        scheduler=built.scheduler(optimizer, curriculum.total_updates),
+        scheduler=built.scheduler(optimizer, updates),
         precision=built.precision,
         curriculum=curriculum,
         train=train,
@@ -293,11 +258,56 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         logger=built.logger,
         identity={"hashes": hashes, "config": checks.essential(values), "resume": config.resume},
         should_stop=should_stop,
-        milestones=milestones,
+        milestones=Milestones(
+            directory / "milestones",
+            built.track.milestones,
+            model,
+            tokenizer,
+            objective.backends,
+            check=lambda: evaluate(model, objective, first, options.batch_size),
+        ),
         pairs=lambda: score_pairs(model, tokenizer, pairs, backend=objective.backends[0]) if pairs else {},
     )
+    outside = [part for part in (_outside(built.tokenizer), _outside(built.curriculum.strategy)) if part]
     config_hash, name = checks.config_hash(config), directory.name
     return Run(trainer, tokenizer, corpus, values, config_hash, name, config.study, built.track, outside)
+
+
+def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit, TokenizedSplit]:
+    """Corpus, tokenizer, and the tokens of both splits; says what they are."""
+    import transformers
+
+    from babylm_train.data.corpus import describe
+    from babylm_train.data.tokens import tokenize
+    from babylm_train.tokenizer import load_tokenizer, tokenizer_report
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    source = built.source
+    corpus = source.load()
+    print(describe(corpus), flush=True)
+    tokenizer = load_tokenizer(built.tokenizer, corpus, source.cache_dir)
+    tokenizer.model_max_length = source.max_length
+    train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
+    print(tokenizer_report(tokenizer, train, recipe=built.tokenizer), flush=True)
+    return corpus, tokenizer, train, validation
+
+
+def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The model with freshly drawn weights, on its device."""
+    try:
+        model = built.model(tokenizer=tokenizer, max_length=built.source.max_length)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
+    model.to(device_of(built.options))
+    if built.options.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
+        (enable or model.gradient_checkpointing_enable)()
+    return model
 
 
 def _outside(part: Any) -> str | None:
