@@ -160,10 +160,9 @@ def _study_job(config: DictConfig, directory: Path) -> float:
         outcome = isolated(_isolated_job, (config, directory, request, logs), config.job_timeout)
     except PreemptedError as error:
         preempted, outcome = error, Outcome.of(error)
-    if outcome.exit_code:
+    if outcome.exit_code and outcome.status != "busy":
         print(f"error: {name}: {outcome.cause}", file=sys.stderr, flush=True)
-        if outcome.status != "busy":
-            record_failure(directory, outcome, request, config_hash)
+        record_failure(directory, outcome, request, config_hash)
     sweep.note(name, outcome)
     if preempted is not None:
         sys.exit(preempted.exit_code)  # the rest of the sweep as well

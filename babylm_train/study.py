@@ -224,7 +224,7 @@ class Sweep:
         """Waits for jobs that other processes are at, and forgets that they were; False: there were none."""
         busy = [name for name, outcome in self.outcomes().items() if outcome.status == "busy"]
         if busy:
-            print(f"waiting for {len(busy)} jobs that another process is at: {', '.join(busy)}", flush=True)
+            print(f"waiting for jobs that other processes were at: {len(busy)}", flush=True)
         for name in busy:
             with FileLock(self.directory / name / ".lock"):
                 self._path(name).unlink()
