@@ -162,7 +162,8 @@ def _study_job(config: DictConfig, directory: Path) -> float:
         preempted, outcome = error, Outcome.of(error)
     if outcome.exit_code and outcome.status != "busy":
         print(f"error: {name}: {outcome.cause}", file=sys.stderr, flush=True)
-        record_failure(directory, outcome, request, config_hash)
+        if finished(directory, config_hash) is None:  # it may have ended while it was asked to stop
+            record_failure(directory, outcome, request, config_hash)
     sweep.note(name, outcome)
     if preempted is not None:
         sys.exit(preempted.exit_code)  # the rest of the sweep as well

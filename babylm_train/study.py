@@ -88,7 +88,7 @@ def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: flo
         outcome = _wait(process, ours, stopping, time.monotonic() + (timeout or math.inf))
     if stopping.asked:
         raise PreemptedError("preempted: the running job has saved its state; the same command continues")
-    if stopping.late:
+    if stopping.late and outcome.status != "finished":  # it may have been about to end
         return Outcome("timed_out", f"took longer than job_timeout={timeout:g} s", 1)
     return outcome
 
