@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from multiprocessing.util import Finalize
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,9 @@ from babylm_train.objective import CausalObjective
 
 
 class Faulty(CausalObjective):
-    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN, 5 hangs, 6 exits; else nothing."""
+    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN, 5 hangs, 6 exits, 8 lives on
+    for a minute after its result is written; else nothing. While the file that SLOW names is there, a batch takes a second.
+    """
 
     def __init__(self, job: int) -> None:
         self.job = job
@@ -28,6 +32,10 @@ class Faulty(CausalObjective):
             time.sleep(1000)
         if self.job == 6:
             sys.exit(9)
+        if self.job == 8:
+            Finalize(None, time.sleep, args=(60,), exitpriority=0)
+        if Path(os.environ.get("SLOW", os.devnull)).is_file():
+            time.sleep(1)
         loss = super().__call__(model, batch)
         return loss * torch.nan if self.job == 4 else loss
 

@@ -99,7 +99,8 @@ def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp
 def test_preemption_stops_a_sweep_and_the_same_command_goes_on(tmp_path, launcher, side_by_side):
     jobs = ["+objective.job=10,11", "trainer.max_steps=60", f"hydra/launcher={launcher}"]
     records = tmp_path / "multirun_outputs/s"
-    process = start(tmp_path, *jobs)
+    (tmp_path / "slow").touch()  # neither job ends before it is asked to
+    process = start(tmp_path, *jobs, env=ENVIRONMENT | {"SLOW": str(tmp_path / "slow")})
     until = time.monotonic() + 120
     while time.monotonic() < until and len(list(records.glob("*/metrics.jsonl"))) < side_by_side:
         time.sleep(0.02)
@@ -113,6 +114,21 @@ def test_preemption_stops_a_sweep_and_the_same_command_goes_on(tmp_path, launche
     code, out, err = study(tmp_path, *jobs)
     assert code == 0, err
     assert out.count("resumed at update") == side_by_side
+
+
+def test_a_job_that_ends_while_it_is_asked_to_stop_keeps_its_result(tmp_path):
+    jobs = ["+objective.job=8,10", "trainer.max_steps=2"]
+    process = start(tmp_path, *jobs)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not results(tmp_path):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(40) == 75
+    assert {job: result["status"] for job, result in results(tmp_path).items()} == {8: "finished"}
+    code, out, err = study(tmp_path, *jobs)
+    assert code == 0, err
+    assert out.count("  val_loss") == 1  # of the other job
+    assert {job: result["status"] for job, result in results(tmp_path).items()} == dict.fromkeys((8, 10), "finished")
 
 
 def test_a_search_goes_on_to_its_total(tmp_path):
@@ -131,13 +147,17 @@ def test_jobs_in_a_slurm_queue_go_on_after_they_were_preempted(tmp_path):
     """Against a stand-in for sbatch, srun, scontrol and sacct; SLURM itself was not at hand."""
     (tmp_path / "queue").mkdir()
     environment = ENVIRONMENT | {"PATH": f"{HERE / 'slurm'}{os.pathsep}{os.environ['PATH']}"}
-    environment["FAKE_QUEUE"] = str(tmp_path / "queue")
+    environment |= {"FAKE_QUEUE": str(tmp_path / "queue"), "SLOW": str(tmp_path / "slow")}
+    (tmp_path / "slow").touch()
     jobs = ["hydra/launcher=submitit_slurm", "+objective.job=10,1", "trainer.max_steps=80", "seed=1"]
     process = start(tmp_path, *jobs, env=environment)
     until = time.monotonic() + 150
     while time.monotonic() < until and not list((tmp_path / "multirun_outputs/s").glob("*job-10*/metrics.jsonl")):
         time.sleep(0.02)
     os.killpg(int((tmp_path / "queue/0.pid").read_text()), signal.SIGUSR2)  # every process of the step gets it
+    while time.monotonic() < until and not (tmp_path / "queue/requeued").exists():
+        time.sleep(0.02)
+    (tmp_path / "slow").unlink()
     out, err = process.communicate(timeout=250)
     assert process.returncode == 1, out + err  # of the job that raises
     assert {job: r["status"] for job, r in results(tmp_path).items()} == {10: "finished", 1: "failed"}
