@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from babylm_train.curriculum.sampler import CurriculumTrainingManager
     from babylm_train.data.corpus import Corpus
     from babylm_train.data.tokens import TokenizedSplit
     from babylm_train.track import Track
@@ -212,7 +213,6 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     Raises:
         InputError: the corpus, the tokenizer or a length does not fit. OutOfMemory: the model does not.
     """
-    from babylm_train.curriculum.scores import difficulty
     from babylm_train.data.packing import EvaluationRows
     from babylm_train.evaluate import evaluate
     from babylm_train.milestones import Milestones, beginning
@@ -224,15 +224,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
 
     options, source = built.options, built.source
     corpus, tokenizer, train, validation = _read(built)
-    curriculum = built.curriculum.begin(
-        difficulty(built.curriculum.strategy, corpus.train, corpus.train_fingerprint, source.cache_dir),
-        train.words,
-        np.diff(train.offsets),
-        epochs=options.epochs,
-        max_steps=options.max_steps,
-        targets_per_update=options.batch_size * options.gradient_accumulation_steps * source.max_length,
-        max_length=source.max_length,
-    )
+    curriculum = _curriculum(built, corpus, train)
     seed_everything(config.seed, options.deterministic)
     model = _fresh_model(built, tokenizer)
     size, updates = count_parameters(model), curriculum.total_updates
@@ -291,6 +283,23 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
     train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
     print(tokenizer_report(tokenizer, train, recipe=built.tokenizer), flush=True)
     return corpus, tokenizer, train, validation
+
+
+def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> CurriculumTrainingManager:
+    """The curriculum, with the documents' difficulty and the clock of this run."""
+    from babylm_train.curriculum.scores import difficulty
+
+    options, source = built.options, built.source
+    manager: CurriculumTrainingManager = built.curriculum.begin(
+        difficulty(built.curriculum.strategy, corpus.train, corpus.train_fingerprint, source.cache_dir),
+        train.words,
+        np.diff(train.offsets),
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        targets_per_update=options.batch_size * options.gradient_accumulation_steps * source.max_length,
+        max_length=source.max_length,
+    )
+    return manager
 
 
 def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:

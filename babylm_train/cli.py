@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from babylm_train import config as checks
-from babylm_train.errors import SIGNALS, InputError, PreemptedError, RunError, StorageError, fail, one_line
+from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
+from babylm_train.preemption import SIGNALS, preemptible
 
 if TYPE_CHECKING:
     from babylm_train.run import Request
@@ -136,15 +137,15 @@ def task(config: DictConfig) -> float:
 
 def _study_job(config: DictConfig, directory: Path) -> float:
     """The same in a process of its own; how it ended is noted for the sweep, and its failure in its result.json."""
-    from babylm_train.run import record_failure
+    from babylm_train.run import placed, record_failure
     from babylm_train.study import Outcome, Sweep, failed_since, isolated
 
-    study = Path(HydraConfig.get().sweep.dir).absolute()
+    study, config_hash = Path(HydraConfig.get().sweep.dir).absolute(), checks.config_hash(config)
+    directory = placed(directory, config_hash)
     sweep, name = Sweep.current(study), str(directory.relative_to(study))
     before = sweep.outcome(name)
     if before is not None and before.status not in ("running", "preempted"):  # done, and this is another round
         return before.val_loss
-    config_hash = checks.config_hash(config)
     if (done := finished(directory, config_hash)) is not None:
         print(f"{directory}: finished already (validation loss {done['val_loss']:.4f})", flush=True)
         sweep.note(name, Outcome("finished", val_loss=done["val_loss"]))
@@ -179,9 +180,9 @@ def _isolated_job(config: DictConfig, directory: Path, request: Request, logs: t
 
 def _job(config: DictConfig, directory: Path, request: Request) -> float:
     from babylm_train import build
-    from babylm_train.run import Preemption, claimed, execute, table
+    from babylm_train.run import claimed, execute, table
 
-    with claimed(directory), Preemption() as preemption:
+    with claimed(directory), preemptible() as preemption:
         _refuse_other(config, directory)
         done = finished(directory, checks.config_hash(config))
         if done is not None:

@@ -1,10 +1,7 @@
 """The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
 
-import signal
 import sys
 from typing import NoReturn
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # ask a run to save and stop; SLURM's before time is up
 
 
 class RunError(Exception):

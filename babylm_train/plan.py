@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,10 @@ import numpy as np
 
 from babylm_train.curriculum.sampler import exposures
 from babylm_train.errors import RunError, fail
+from babylm_train.size import Size, size_of
 from babylm_train.types import EpochSlice
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from babylm_train.build import Run
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
 
 MAX_EXPOSURES = 20  # more often than this a document is learnt by heart rather than learnt from
 MAX_FINAL_LR = 0.2  # share of the peak: a decay that ends higher was sized for another number of updates
-
-# Korthikanti et al. 2022 count 17 (34 bytes at 16 bits). What autograd kept in models of 4 layers x 160: GPT-2 20 in
-# float32 and 24 in bfloat16 (casts are kept too), Qwen3 30 and 41; with 24, logits included, all are within 20 %.
-KEPT = 24
 
 
 @dataclass(frozen=True)
@@ -77,54 +72,6 @@ class Exposure:
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a model costs.
-
-    parameters: trainable, tied ones once. multiplied: those that a token is multiplied with, so without embeddings that
-    are only looked up. rows: of a micro-batch, of `context` targets each. optimizer_bytes: of its state.
-    activation_bytes: of a number inside autocast, 2 or 4.
-    """
-
-    parameters: int
-    multiplied: int
-    layers: int
-    width: int
-    vocabulary: int
-    context: int
-    rows: int
-    optimizer_bytes: int
-    activation_bytes: int
-    checkpointing: bool = False
-
-    def flops(self, tokens: int) -> int:
-        """Floating-point operations to train on `tokens`: (6 N + 12 layers * width * context) a token.
-
-        6 N: two for each weight forward, four backward (Kaplan et al. 2020, section 2.1); the attention term is that of
-        PaLM (Chowdhery et al. 2022, appendix B). It counts full, not causal, attention over a whole row, so it is an
-        upper bound for packed documents; recomputation under gradient checkpointing is left out.
-        """
-        return tokens * (6 * self.multiplied + 12 * self.layers * self.width * self.context)
-
-    def memory(self) -> dict[str, int]:
-        """Bytes of a micro-batch's training step, an estimate: allocator, kernels and framework come on top.
-
-        A layer keeps KEPT numbers for each token and unit of width until its backward pass; under checkpointing its
-        input alone, and one layer at a time. The logits are there twice in float32 (their logarithms, and themselves or
-        their gradient), and once in a 16-bit autocast type.
-        """
-        tokens, layer = self.rows * self.context, KEPT * self.width
-        numbers = (self.layers * self.width + layer) if self.checkpointing else self.layers * layer
-        logits = self.vocabulary * (8 if self.activation_bytes == 4 else 8 + self.activation_bytes)
-        parts = {
-            "weights": 4 * self.parameters,
-            "gradients": 4 * self.parameters,
-            "optimizer": self.optimizer_bytes,
-            "activations": tokens * (numbers * self.activation_bytes + logits),
-        }
-        return {**parts, "total": sum(parts.values())}
-
-
-@dataclass(frozen=True)
 class Plan:
     """A run, epoch by epoch, and in all.
 
@@ -145,11 +92,16 @@ class Plan:
     size: Size | None
     warnings: tuple[str, ...]
 
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the whole run; None where the size is not known."""
+        return None if self.size is None else self.tokens * self.size.flops_per_token
+
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         values = asdict(self)
         if self.size:
-            values |= {"parameters": self.size.parameters, "flops": self.size.flops(self.tokens)}
+            values |= {"parameters": self.size.parameters, "flops": self.flops}
             values |= {"memory": self.size.memory()}
         return values
 
@@ -182,7 +134,7 @@ class Plan:
             whole = parts.pop("total")
             totals += [
                 ("parameters", f"{self.size.parameters:,}"),
-                ("training FLOPs", f"{self.size.flops(self.tokens):.3g} (6 N D + 12 layers width context D)"),
+                ("training FLOPs", f"{self.flops:.3g} (6 N D + 12 layers width context D)"),
                 ("memory, estimated", f"{whole} ({', '.join(f'{name} {size}' for name, size in parts.items())})"),
             ]
         return totals
@@ -212,43 +164,50 @@ def make_plan(
     if curriculum.schedule.adaptive or curriculum.strategy.adaptive:
         worse = _preview(curriculum, lambda validation: float(validation), eval_every)
         better = _preview(curriculum, lambda validation: -float(validation), eval_every)
-    rows: list[Row] = []
-    done = 0
-    for part, low, high in zip_longest(parts, worse[: len(parts)], better[: len(parts)]):
-        thresholds = [part.threshold, *(other.threshold for other in (low, high) if other)]
-        admitted = len(part.pool)
-        rows.append(
-            Row(
-                epoch=part.epoch + 1,
-                threshold=part.threshold,
-                documents=admitted,
-                words=int(curriculum.cumulative_words[admitted - 1]),
-                difficulty=float(curriculum.scores[part.pool].mean()),
-                updates=part.updates,
-                learning_rate=learning_rate(done),
-                tokens=part.targets,
-                words_seen=count_words(part, curriculum.targets, curriculum.words, word_starts),
-                lowest=min(thresholds),
-                highest=max(thresholds),
-                assumed=len(set(thresholds)) > 1,
-            )
-        )
-        done += part.updates
-    rates = [learning_rate(update) for update in range(done)]
+    *starts, updates = accumulate((part.updates for part in parts), initial=0)
+    rates = [learning_rate(update) for update in range(updates)]
+    futures = zip_longest(parts, worse[: len(parts)], better[: len(parts)])
+    rows = [_row(curriculum, *future, rates[at], word_starts) for at, future in zip(starts, futures, strict=True)]
     plan = Plan(
         rows=tuple(rows),
-        updates=done,
+        updates=updates,
         planned_updates=curriculum.total_updates,
         updates_range=_range(sum(part.updates for part in future) for future in (worse, parts, better)),
         tokens=sum(row.tokens for row in rows),
         words=sum(row.words_seen for row in rows),
         exposure=_exposure(curriculum, parts),
         peak_lr=max(rates),
-        final_lr=learning_rate(done),
+        final_lr=learning_rate(updates),
         size=size,
         warnings=(),
     )
     return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool, word_budget)))
+
+
+def _row(
+    curriculum: CurriculumTrainingManager,
+    part: EpochSlice,
+    worse: EpochSlice | None,
+    better: EpochSlice | None,
+    learning_rate: float,
+    word_starts: np.ndarray,
+) -> Row:
+    thresholds = [part.threshold, *(other.threshold for other in (worse, better) if other)]
+    admitted = len(part.pool)
+    return Row(
+        epoch=part.epoch + 1,
+        threshold=part.threshold,
+        documents=admitted,
+        words=int(curriculum.cumulative_words[admitted - 1]),
+        difficulty=float(curriculum.scores[part.pool].mean()),
+        updates=part.updates,
+        learning_rate=learning_rate,
+        tokens=part.targets,
+        words_seen=count_words(part, curriculum.targets, curriculum.words, word_starts),
+        lowest=min(thresholds),
+        highest=max(thresholds),
+        assumed=len(set(thresholds)) > 1,
+    )
 
 
 def _preview(
@@ -405,54 +364,6 @@ def learning_rates(scheduler: LRScheduler, updates: int) -> list[float]:
             clone.step()
             rates.append(float(clone.get_last_lr()[0]))
     return rates
-
-
-def size_of(
-    model: Any, optimizer: Optimizer, *, context: int, rows: int, activation_bytes: int, checkpointing: bool = False
-) -> Size:
-    """The size of a transformers model that `optimizer` trains in micro-batches of rows x context targets."""
-    from torch import nn
-
-    from babylm_train.model import count_parameters
-
-    head = model.get_output_embeddings()
-    looked_up = {
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and (head is None or module.weight is not head.weight)
-    }
-    parameters = count_parameters(model)
-    return Size(
-        parameters=parameters,
-        multiplied=parameters - sum(weight.numel() for weight in looked_up if weight.requires_grad),
-        layers=model.config.num_hidden_layers,
-        width=model.config.hidden_size,
-        vocabulary=model.config.vocab_size,
-        context=context,
-        rows=rows,
-        optimizer_bytes=_state_bytes(optimizer),
-        activation_bytes=activation_bytes,
-        checkpointing=checkpointing,
-    )
-
-
-def _state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state after a step: what it keeps for each number of a 2-D weight, times their count."""
-    import torch
-
-    weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    total = 0
-    small = {id(p): torch.nn.Parameter(torch.ones([4] * p.dim())) for p in weights}
-    clone = copy.deepcopy(optimizer, dict(small))
-    clone.state.clear()
-    for parameter in small.values():
-        parameter.grad = torch.zeros_like(parameter)
-    clone.step()
-    for parameter in weights:
-        stand_in = small[id(parameter)]
-        kept = [v for v in clone.state[stand_in].values() if isinstance(v, torch.Tensor) and v.shape == stand_in.shape]
-        total += parameter.numel() * sum(value.element_size() for value in kept)
-    return total
 
 
 def plan_of(run: Run, word_budget: int | None = None) -> Plan:

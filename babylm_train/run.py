@@ -6,9 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from babylm_train.checkpoint import Checkpoints, load
-from babylm_train.errors import SIGNALS, InputError, InUse, PreemptedError, RunError, StorageError, printable
+from babylm_train.errors import InputError, InUse, RunError, StorageError, printable
 from babylm_train.evaluate import PROMPTS, sample
 from babylm_train.export import write_model
 from babylm_train.milestones import revisions
@@ -29,6 +27,7 @@ from babylm_train.record import find_checkpoint, write_json, write_text
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
+    from babylm_train.preemption import Preemption
     from babylm_train.study import Outcome
     from babylm_train.trainer import Trainer
 
@@ -61,6 +60,25 @@ def claimed(directory: Path) -> Iterator[None]:
         lock.release()  # the file stays: removing it could let two others in
 
 
+def placed(directory: Path, config_hash: str) -> Path:
+    """The directory of the job with this configuration, which a command in other words may have begun meanwhile.
+
+    Args:
+        directory: named for the job just now, ending with the first digits of its `config_hash`; else it is left alone.
+    """
+    digits = directory.name.rpartition("-")[2]
+    if len(digits) < 8 or not config_hash.startswith(digits):
+        return directory
+    with FileLock(directory.parent / LOCK):
+        for there in directory.parent.glob(f"*-{digits}"):
+            if there != directory and (there / LOCK).exists():
+                with contextlib.suppress(OSError):
+                    directory.rmdir()  # as Hydra made it, empty
+                return there
+        (directory / LOCK).touch()
+    return directory
+
+
 @dataclass(frozen=True)
 class Request:
     """How a run was asked for: the composed configuration as YAML, and the overrides that were typed."""
@@ -79,40 +97,11 @@ class Request:
         write_text(directory / "overrides.yaml", yaml.safe_dump(self.overrides, allow_unicode=True))
 
 
-class Preemption:
-    """Signals to stop, while it is entered: `training` stops after the current update, anything else at once.
-
-    Raises:
-        PreemptedError: from the handler, where there is nothing to save.
-    """
-
-    def __init__(self) -> None:
-        self.asked = self.training = False
-        self.old: dict[int, Any] = {}
-
-    def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
-            self.old = {s: signal.signal(s, self._handle) for s in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, *_: object) -> None:
-        self.asked = True
-        if not self.training:
-            raise PreemptedError("preempted outside training: nothing to save; the same command continues")
-
-    def __call__(self) -> bool:
-        return self.asked
-
-
 def execute(run: Run, directory: Path, resume: str | None, request: Request, preemption: Preemption) -> dict[str, Any]:
     """Trains `run` to its end in `directory` and writes its result.json; returns what that holds.
 
     Args:
-        resume: as configured. preemption: entered by the caller.
+        resume: as configured. preemption: asked after each update.
 
     Raises:
         InputError: `resume` names no checkpoint of this run; nothing was written.

@@ -24,7 +24,8 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
-from babylm_train.errors import SIGNALS, InUse, PreemptedError, RunError, one_line
+from babylm_train.errors import InUse, PreemptedError, RunError, one_line
+from babylm_train.preemption import SIGNALS, handled
 from babylm_train.record import write_json
 
 SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers hand the environment on to their workers
@@ -62,10 +63,8 @@ def context() -> Any:
     made = multiprocessing.get_context("forkserver")
     # loky's workers name their own way of starting processes, which has to be known in those as well
     made.set_forkserver_preload(["babylm_train.preload"] + ["joblib.externals.loky"] * ("joblib" in sys.modules))
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    forkserver.ensure_running()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with handled(signal.SIG_IGN):
+        forkserver.ensure_running()
     return made
 
 
@@ -84,8 +83,11 @@ def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: flo
     process = context().Process(target=_child, args=(theirs, job, arguments))
     process.start()
     theirs.close()
-    with _Stopping(process) as stopping:
+    stopping = _Stopping(process)
+    with handled(stopping.handle) as before:
         outcome = _wait(process, ours, stopping, time.monotonic() + (timeout or math.inf))
+    if callable(again := before.get(stopping.got)):  # submitit's, which puts the job back into the queue
+        again(stopping.got, None)
     if stopping.asked:
         raise PreemptedError("preempted: the running job has saved its state; the same command continues")
     if stopping.late and outcome.status != "finished":  # it may have been about to end
@@ -119,27 +121,14 @@ def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until:
 
 
 class _Stopping:
-    """Passes signals on to a job while it is entered, then to whoever handled them before."""
+    """Passes signals on to a job."""
 
     def __init__(self, process: Any) -> None:
-        self.process, self.asked, self.late, self.since = process, False, False, 0.0
-        self.old: dict[int, Any] = {}
-        self.got: int | None = None
+        self.process, self.asked, self.late, self.since, self.got = process, False, False, 0.0, 0
         self.worker_of = os.getppid() if os.environ.get(SWEEP, "").endswith(f"-{os.getppid()}") else None
 
-    def __enter__(self) -> _Stopping:
-        if threading.current_thread() is threading.main_thread():
-            self.old = {s: signal.signal(s, self._handle) for s in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-        before = self.old.get(self.got) if self.got is not None else None
-        if callable(before):  # submitit's, which puts the job back into the queue
-            before(self.got, None)
-
-    def _handle(self, number: int, _frame: object) -> None:
+    def handle(self, number: int, _frame: object) -> None:
+        """Handles a signal."""
         self.asked, self.got = True, number
         self.stop()
 
@@ -276,12 +265,10 @@ def sweep_in(directory: Path) -> Iterator[Sweep]:
         sweep.stop()
         raise PreemptedError("preempted: the running jobs have saved their states; the same command continues")
 
-    old = {number: signal.signal(number, stop) for number in SIGNALS}
     os.environ[SWEEP] = sweep.folder.name
     try:
-        yield sweep
+        with handled(stop):
+            yield sweep
     finally:
         os.environ.pop(SWEEP)
-        for number, handler in old.items():
-            signal.signal(number, handler)
         sweep.forget()

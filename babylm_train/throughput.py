@@ -32,21 +32,6 @@ PROFILED, BEFORE = 10, 5  # updates in a trace, and before it
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
-def flops_per_token(model: torch.nn.Module, max_length: int) -> float:
-    """FLOPs of one token's forward and backward pass: 6 N + 12 layers width length (Chowdhery et al. 2022, appendix B).
-
-    N: parameters without those of position embeddings, and without input embeddings that are not the head's too.
-    Attention is counted over the whole row, as usual, though documents see less.
-    """
-    config: Any = model.config
-    count = sum(p.numel() for p in model.parameters())
-    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    looked_up = [m for m in embeddings if head is None or m.weight is not head.weight]
-    count -= sum(m.weight.numel() for m in looked_up)
-    return 6.0 * count + 12.0 * config.num_hidden_layers * config.hidden_size * max_length
-
-
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float | None:
     """FLOP/s of matrix products: from the table for a GPU (None: not in it), measured for anything else.

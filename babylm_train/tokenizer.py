@@ -47,7 +47,17 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True)
-class BPE:
+class _Trained:
+    vocab_size: int
+    min_frequency: int
+
+    def __post_init__(self) -> None:
+        _at_least("vocab_size", self.vocab_size, SMALLEST, f" ({len(SPECIAL)} special tokens and 256 bytes)")
+        _at_least("min_frequency", self.min_frequency, 1)
+
+
+@dataclass(frozen=True)
+class BPE(_Trained):
     """Byte-level byte-pair encoding.
 
     Args:
@@ -57,13 +67,6 @@ class BPE:
     Raises:
         InputError: a value is too small.
     """
-
-    vocab_size: int
-    min_frequency: int
-
-    def __post_init__(self) -> None:
-        _at_least("vocab_size", self.vocab_size, SMALLEST, f" ({len(SPECIAL)} special tokens and 256 bytes)")
-        _at_least("min_frequency", self.min_frequency, 1)
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         from tokenizers import models
@@ -199,7 +202,7 @@ class Byte:
 
 
 @dataclass(frozen=True)
-class Character:
+class Character(_Trained):
     """Grapheme clusters, conjuncts in one piece; a cluster outside the vocabulary is spelled in bytes.
 
     Args:
@@ -209,13 +212,6 @@ class Character:
     Raises:
         InputError: a value is too small.
     """
-
-    vocab_size: int
-    min_frequency: int
-
-    def __post_init__(self) -> None:
-        _at_least("vocab_size", self.vocab_size, SMALLEST, f" ({len(SPECIAL)} special tokens and 256 bytes)")
-        _at_least("min_frequency", self.min_frequency, 1)
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         from tokenizers import models

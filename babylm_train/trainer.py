@@ -22,8 +22,9 @@ from babylm_train.evaluate import evaluate
 from babylm_train.forward import Forward
 from babylm_train.milestones import Milestones
 from babylm_train.record import Record
+from babylm_train.size import flops_per_token
 from babylm_train.step import Step, Update, memory_errors
-from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
+from babylm_train.throughput import Meter, keep_pages, peak_flops, profiler, shown
 from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, RunState
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from test_model import model_of
 from tiny import LENGTH, VOCABULARY
 
-from babylm_train import attention, throughput
+from babylm_train import attention
 from babylm_train.dropout import dropout
 from babylm_train.errors import DivergedError
 from babylm_train.forward import Forward, has_linear_head
 from babylm_train.loss import summed_cross_entropy
 from babylm_train.objective import CausalObjective
+from babylm_train.size import flops_per_token
 from babylm_train.types import IGNORE, Batch
 
 
@@ -256,8 +257,8 @@ def test_flops_of_a_token():
     with torch.device("meta"):
         model = model_of("gpt2_110m", 32000, 512)
     blocks = sum(p.numel() for p in model.transformer.h.parameters()) + 2 * 768
-    assert throughput.flops_per_token(model, 512) == 6 * (blocks + 32000 * 768) + 12 * 12 * 768 * 512
-    assert 0.69e9 < throughput.flops_per_token(model, 512) < 0.72e9
+    assert flops_per_token(model, 512) == 6 * (blocks + 32000 * 768) + 12 * 12 * 768 * 512
+    assert 0.69e9 < flops_per_token(model, 512) < 0.72e9
 
 
 def test_a_row_count_that_is_filled_up_changes_nothing(make_trainer):

@@ -269,7 +269,7 @@ def test_wandb_dies_during_the_run(tmp_path, capfd, victim):
 
 
 def test_a_process_that_does_not_read_costs_bounded_memory(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("babylm_train.logger.UNSENT_LIMIT", 10_000)
+    monkeypatch.setattr("babylm_train.wandb_process.UNSENT_LIMIT", 10_000)
     logger = wandb_logger()
     logger.start(tmp_path, **START)
     os.kill(until_ready(logger), signal.SIGSTOP)

@@ -17,15 +17,14 @@ from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurri
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.plan import (
-    Size,
     count_words,
     exposure_so_far,
     learning_rates,
     main,
     make_plan,
-    size_of,
 )
 from babylm_train.scheduler import constant, cosine, linear
+from babylm_train.size import Size, multiplied, size_of
 from babylm_train.types import EpochSlice
 
 LENGTH = 8  # targets a row of make_trainer's runs
@@ -248,12 +247,11 @@ def test_learning_rates_of_any_scheduler():
     assert planned.get_last_lr()[0] == rates[0]
 
 
-def test_flops_and_memory_by_hand():
+def test_memory_by_hand():
     size = Size(
-        parameters=1000, multiplied=900, layers=2, width=16, vocabulary=40, context=8, rows=3, optimizer_bytes=8000,
-        activation_bytes=4,
+        parameters=1000, flops_per_token=7000, layers=2, width=16, vocabulary=40, context=8, rows=3,
+        optimizer_bytes=8000, activation_bytes=4,
     )  # fmt: skip
-    assert size.flops(10) == 10 * (6 * 900 + 12 * 2 * 16 * 8)
     activations = 3 * 8 * (2 * 24 * 16 * 4 + 40 * 8)
     assert size.memory() == {
         "weights": 4000,
@@ -280,8 +278,9 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
     # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
     layer = 16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64 + 64 * 16 + 16 + 64
-    assert size.multiplied == 2 * layer + 32 + 40 * 16
-    assert size.parameters == size.multiplied + 8 * 16
+    assert multiplied(trainer.model) == 2 * layer + 32 + 40 * 16
+    assert size.flops_per_token == 6 * multiplied(trainer.model) + 12 * 2 * 16 * LENGTH
+    assert size.parameters == multiplied(trainer.model) + 8 * 16
     assert (size.layers, size.width, size.vocabulary) == (2, 16, 40)
     assert size.optimizer_bytes == bytes_each * size.parameters
 
@@ -292,7 +291,7 @@ def test_the_table_and_the_record(make_trainer):
     plan = plan_for(trainer, size=size)
     values = json.loads(json.dumps(plan.as_dict()))
     assert [row["documents"] for row in values["rows"]] == [row.documents for row in plan.rows]
-    assert values["flops"] == size.flops(plan.tokens)
+    assert values["flops"] == plan.tokens * size.flops_per_token
     assert values["memory"]["total"] == size.memory()["total"]
     head, *rest = plan.table().splitlines()
     assert head.split()[:3] == ["epoch", "threshold", "documents"]

@@ -12,6 +12,7 @@ import faulty
 import pytest
 
 import babylm_train.study
+from babylm_train.run import placed
 
 HERE = Path(__file__).parent
 SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
@@ -87,12 +88,26 @@ def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp
     found = results(tmp_path)
     assert {job: result["status"] for job, result in found.items()} == dict.fromkeys((10, 11, 12), "finished")
     exports = sum(out.count("  val_loss") for out, _ in outputs)
-    assert exports == 3 - len(done)  # each missing job ran to its end once
+    assert exports == 3 - len(done), outputs  # each missing job ran to its end once
     for path in (tmp_path / "multirun_outputs/s").glob("*/metrics.jsonl"):
         (whole,) = (tmp_path / "whole").glob(f"*-{path.parent.name[-8:]}/metrics.jsonl")
         assert path.read_bytes() == whole.read_bytes()
         model = path.parent / "model/model.safetensors"
         assert model.read_bytes() == (whole.parent / "model/model.safetensors").read_bytes()
+
+
+def test_a_job_that_two_commands_name_differently_has_one_directory(tmp_path):
+    one, other, third = (tmp_path / f"{name}-0123abcd" for name in ("lr-1_seed-2", "seed-2_lr-1", "x"))
+    one.mkdir()
+    other.mkdir()
+    assert placed(other, "0123abcd9876") == other
+    assert placed(one, "0123abcd9876") == other
+    assert placed(third, "0123abcd9876") == other
+    assert placed(other, "0123abcd9876") == other
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [other.name]
+    elsewhere = tmp_path / "0"  # hydra.sweep.subdir is the user's
+    elsewhere.mkdir()
+    assert placed(elsewhere, "0123abcd9876") == elsewhere
 
 
 @pytest.mark.parametrize(("launcher", "side_by_side"), [("basic", 1), ("joblib", 2)])

@@ -23,7 +23,8 @@ from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurri
 from babylm_train.errors import PreemptedError
 from babylm_train.objective import CausalObjective
 from babylm_train.precision import Precision
-from babylm_train.run import Preemption, find_start, restore
+from babylm_train.preemption import preemptible
+from babylm_train.run import find_start, restore
 from babylm_train.trainer import EarlyStopping, Trainer
 from babylm_train.types import Batch
 
@@ -167,7 +168,7 @@ def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
     """SIGTERM and SIGUSR1: exit 75, saved, and over all parts each update was applied once."""
 
     def work() -> None:
-        with Preemption() as preemption:
+        with preemptible() as preemption:
             preemption.training = True
             try:
                 run(folder, "dynamic", preemption)

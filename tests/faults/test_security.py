@@ -53,7 +53,7 @@ CALLS = {  # a callable that would fire the canary, or read or write what it sho
     "babylm_train.data.cache.shutil.rmtree": "path:precious",
     "babylm_train.build.instantiate": f"config:{{_target_:os.system,command:'{FIRE}'}}",
     "babylm_train.record.write_text": "path:canary,text:x",
-    "babylm_train.logger.serve_wandb": "",
+    "babylm_train.wandb_process.serve": "",
     "babylm_train.cli.main": "",
 }
 PLACES = {  # where else a fragment can put such a node
