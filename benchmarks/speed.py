@@ -1,7 +1,7 @@
 """Useful training tokens a second beside HF Trainer, Lightning and bare loops, on this machine's CPU.
 
     make bench [TEXT=FILE]
-    python benchmarks/speed.py [FILE] [--repeats 3] [--updates 6]
+    python benchmarks/speed.py [FILE] [--repeats 3] [--updates 8]
 
 FILE: .txt (a document a line), .jsonl or .jsonl.gz (key `text`); without it the built-in stories. GPT-2 6 x 256,
 vocabulary 8192, context 256, dropout 0.1, 4096 useful tokens an update. Each arm runs in a process of its own, arms
@@ -104,10 +104,11 @@ def alone(function: Callable[..., None], *arguments: Any) -> Any:
 
 
 def measure(corpora: dict[str, Ids], setting: Setting, names: Sequence[str], repeats: int) -> dict[str, list[Measured]]:
-    """Every arm `repeats` times, in turn."""
+    """Every arm `repeats` times, in turn; another one begins each time, for some leave the machine's memory in disorder."""
     found: dict[str, list[Measured]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name in names:
+    for repeat in range(repeats):
+        first = repeat * len(names) // repeats
+        for name in [*names[first:], *names[:first]]:
             found[name].append(alone(child, name, corpora[arms()[name][0]], setting))
             print(f"  {name:36}{found[name][-1].tokens:9,.0f} tokens/s", flush=True)
     return found
@@ -153,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=6, help="timed updates of an arm")
+    parser.add_argument("--updates", type=int, default=8, help="timed updates of an arm")
     parser.add_argument("--precisions", default="tf32,bf16")
     parser.add_argument("--cpu", action="store_true", help="CPU seconds of one thread: on a machine that others use")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.md")

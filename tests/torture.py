@@ -40,8 +40,7 @@ import_all()
 torch.set_num_threads(1)
 
 SMALL = (
-    "model=gpt2_nano model.config.n_layer=2 model.config.n_embd=32 model.config.n_head=2 model.dropout=0.1 "
-    "data.words=1500 data.max_length=16 tokenizer.vocab_size=300 trainer.batch_size=2 trainer.max_steps=24 "
+    "model.dropout=0.1 data.words=1500 data.max_length=16 tokenizer.vocab_size=300 trainer.batch_size=2 trainer.max_steps=24 "
     "trainer.epochs=3 trainer.save_every=4 trainer.eval_every=6 trainer.log_every=1 logger=none"
 )
 CURRICULA = {
@@ -54,10 +53,17 @@ UPDATES = {
     "1 micro-batch": "trainer.gradient_accumulation_steps=1",
     "2 micro-batches, recomputed": "trainer.gradient_accumulation_steps=2 trainer.gradient_checkpointing=true",
 }
+DECODER = "model=gpt2_nano model.config.n_layer=2 model.config.n_embd=32 model.config.n_head=2"
+OBJECTIVES = {
+    "causal": f"objective=causal {DECODER}",
+    "masked": "objective=masked model=modernbert_nano model.config.num_hidden_layers=2 model.config.hidden_size=32 "
+    "model.config.intermediate_size=64 model.config.num_attention_heads=2",
+    "hybrid": f"objective=hybrid {DECODER}",
+}
 CONFIGURATIONS = {
     ", ".join(names): [*SMALL.split(), *" ".join(texts).split()]
-    for choice in itertools.product(CURRICULA.items(), PRECISIONS.items(), UPDATES.items())
-    for names, texts in [zip(*choice, strict=True)]
+    for number, choice in enumerate(itertools.product(CURRICULA.items(), PRECISIONS.items(), UPDATES.items()))
+    for names, texts in [zip(list(OBJECTIVES.items())[(number + number // 4) % 3], *choice, strict=True)]
 }
 UNLIKE = ("state", "result", "config")  # they hold the mirror's run id, and its options
 KINDS = ("moment", "failpoint", "resumed")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from failpoints import KILL, Failpoints
 from forked import Child
+from test_masking import hybrid
 from tiny import tiny_trainer
 
 from babylm_train.checkpoint import load, rng_state
@@ -50,6 +51,7 @@ CONFIGURATIONS = {
     "length by performance, bf16": lambda: {**performance(), **BF16, "save_every": 4},
     "dynamic": lambda: {**dynamic(), "save_every": 1, "gradient_accumulation_steps": 1},
     "dynamic, loss scaling": lambda: {**dynamic(), **SCALED},
+    "hybrid, dynamic": lambda: {**dynamic(), "objective": hybrid(masked_share=0.5), "save_every": 2},
 }
 
 
