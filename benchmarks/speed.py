@@ -104,7 +104,7 @@ def alone(function: Callable[..., None], *arguments: Any) -> Any:
 
 
 def measure(corpora: dict[str, Ids], setting: Setting, names: Sequence[str], repeats: int) -> dict[str, list[Measured]]:
-    """Every arm `repeats` times, in turn; another one begins each time, for some leave the machine's memory in disorder."""
+    """Every arm `repeats` times, in turn, another one first each time: what ran before leaves its mark on a machine."""
     found: dict[str, list[Measured]] = {name: [] for name in names}
     for repeat in range(repeats):
         first = repeat * len(names) // repeats
