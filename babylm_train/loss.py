@@ -26,7 +26,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    rows = max(1, LOGITS.get(kind, LOGITS["other"]) // len(weight))
+    chunks = -(-targets.numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
+    rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
     return _Summed.apply(hidden.flatten(0, -2), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss))
 
 
