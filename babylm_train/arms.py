@@ -113,6 +113,8 @@ def read_job(directory: Path) -> Job:
     objective = str(leaves.get("objective._target_", "not recorded")).rpartition(".")[2]
     facts = {key: hashes.get(key) for key in ("corpus", "validation", "tokenizer")}
     facts["objective"] = objective + " (pseudo-perplexity)" * ("pseudo_perplexity" in result)
+    facts["window"], facts["passes"] = leaves.get("data.max_length"), leaves.get("objective.evaluation_passes")
+    facts["unknown"] = _number(result.get("unknown_share", 0.0))
     machine = {k: str(result.get(k) or "not recorded") for k in ("device", "commit")} | versions
     seed = seed if isinstance(seed, (int, str, type(None))) else json.dumps(seed, default=str)
     return Job(

@@ -137,6 +137,7 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
         )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast QK norms give float32
     groups = query.shape[1] // key.shape[1]
     if isinstance(documents, Blocks):
         key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))

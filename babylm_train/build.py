@@ -171,18 +171,19 @@ class _AnyTokenizer:
 
 
 def device_of(options: TrainerOptions) -> torch.device:
-    """`auto`: the accelerator if there is one, else the CPU.
+    """`auto`: CUDA if there is any, else the CPU.
 
     Raises:
-        InputError: a device that this machine or this torch does not have.
+        InputError: another kind of device, or one that this machine or this torch does not have.
     """
     import torch
 
     if options.device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(options.device)
+        if device.type not in ("cpu", "cuda"):  # losses are added up in float64, which MPS has not
+            raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"trainer.device={options.device} is not available: {str(error).splitlines()[0]}") from error
@@ -304,15 +305,17 @@ def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
 
 def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The model with freshly drawn weights, on its device."""
+    from babylm_train.step import is_memory_error
+
+    device = device_of(built.options)
     try:
-        model = built.model(tokenizer=tokenizer, max_length=built.source.max_length)
+        model = built.model(tokenizer=tokenizer, max_length=built.source.max_length).to(device)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not is_memory_error(error):
             raise
         raise OutOfMemory(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
-    model.to(device_of(built.options))
     if built.options.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
         (enable or model.gradient_checkpointing_enable)()

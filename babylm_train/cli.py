@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from babylm_train.preemption import SIGNALS, preemptible
 
 if TYPE_CHECKING:
     from babylm_train.run import Request
+    from babylm_train.study import Sweep
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def _sweep(config: DictConfig) -> None:
     """
     from babylm_train.study import sweep_in
 
-    directory = Path(config.hydra.sweep.dir)
+    directory, trouble = Path(config.hydra.sweep.dir), ""
     with sweep_in(directory) as sweep:
         if "n_trials" in config.hydra.sweeper:
             from babylm_train.hpo import continued
@@ -78,13 +80,24 @@ def _sweep(config: DictConfig) -> None:
                 sys.argv += left
                 task()
         else:
-            task()
-            while sweep.wait_for_others():
-                task()
+            trouble = _launch(sweep) and _launch(sweep)  # once more: the jobs that are missing
         failed = [outcome.exit_code for outcome in sweep.outcomes().values() if outcome.exit_code]
     _report(directory)
-    if failed:
-        sys.exit(failed[0])
+    if failed or trouble:
+        sys.exit(failed[0] if failed else 1)
+
+
+def _launch(sweep: Sweep) -> str:
+    """Runs what is missing of a sweep; returns what kept the launcher from it."""
+    try:
+        task()
+        while sweep.wait_for_others():
+            task()
+    except RuntimeError as error:  # joblib's and submitit's, of a worker that died; jobs' own end in their processes
+        message = one_line(RunError(f"launcher: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"))
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return message
+    return ""
 
 
 def _stopped(*_: object) -> NoReturn:
@@ -146,7 +159,13 @@ def _study_job(config: DictConfig, directory: Path) -> float:
     before = sweep.outcome(name)
     if before is not None and before.status not in ("running", "preempted"):  # done, and this is another round
         return before.val_loss
-    if (done := finished(directory, config_hash)) is not None:
+    try:
+        done = finished(directory, config_hash)
+    except InputError as error:  # a damaged result
+        print(f"error: {name}: {one_line(error)}", file=sys.stderr, flush=True)
+        sweep.note(name, Outcome.of(error))
+        return math.inf
+    if done is not None:
         print(f"{directory}: finished already (validation loss {done['val_loss']:.4f})", flush=True)
         sweep.note(name, Outcome("finished", val_loss=done["val_loss"]))
         return float(done["val_loss"])

@@ -144,7 +144,7 @@ def check_command_line(
     with _composer(config_dir) as make:
         try:
             loader = GlobalHydra.instance().config_loader()  # for glob(*)
-            overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides([quoted(a) for a in arguments])
         except HydraException as error:
             raise InputError(_first_line(error)) from error
         first = make(config_name, _spread(overrides)[0])
@@ -201,6 +201,9 @@ def check(config: DictConfig, reference: DictConfig) -> None:
         raise InputError(f"resume must be a path (a number in quotes), got {values['resume']!r}")
     if re.search(r"^\.|/|^$", str(values["study"])):
         raise InputError(f"study={values['study']}: the name of a directory is needed, without / and no . before it")
+    timeout = values.get("job_timeout")
+    if timeout is not None and (isinstance(timeout, (bool, str)) or not timeout > 0):
+        raise InputError(f"job_timeout must be seconds above 0, or null, got {timeout!r}")
     missing = sorted(key for key, value in _leaves(values) if value == "???")
     if missing:
         raise InputError(f"{missing[0]} is not set: give {missing[0]}=...")

@@ -345,7 +345,7 @@ def run_of(overrides: Sequence[str], config_name: str = "config", config_dir: st
     """
     from babylm_train import build, config
 
-    configs = config.check_command_line([config.quoted(o) for o in overrides], config_name, config_dir)
+    configs = config.check_command_line(overrides, config_name, config_dir)
     if len(configs) > 1:
         raise InputError("babylm_train.lr_finder tests one configuration, not a sweep")
     directory = Path(configs[0].hydra.run.dir)  # where training would write; the finder does not

@@ -86,6 +86,12 @@ def _unequal(a: Job, b: Job) -> Iterator[tuple[str, str, str]]:
     for key, what in (("corpus", "corpus or evaluation text differ"), ("validation", "evaluation text differs")):
         if a.facts[key] != b.facts[key] or (key == "corpus" and a.facts[key] is None):
             yield what, str(a.facts[key] or "not recorded")[:12], str(b.facts[key] or "not recorded")[:12]
+    for key, what in (("window", "lengths of the evaluation's windows"), ("passes", "passes of the evaluation")):
+        if a.facts[key] != b.facts[key]:
+            yield f"{what} differ", str(a.facts[key]), str(b.facts[key])
+    unknown = (a.facts["unknown"], b.facts["unknown"])
+    if a.facts["tokenizer"] != b.facts["tokenizer"] and any(unknown):
+        yield "unknown tokens, whose text no loss counts", f"{unknown[0]:.2%}", f"{unknown[1]:.2%} of the tokens"
     if a.facts["tokenizer"] == b.facts["tokenizer"]:
         early = " after early stopping" * (True in (a.result.get("stopped_early"), b.result.get("stopped_early")))
         for key in ("updates", "tokens"):

@@ -24,6 +24,7 @@ from babylm_train.minimal_pairs import score_pairs
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
 from babylm_train.record import find_checkpoint, write_json, write_text
+from babylm_train.step import memory_errors
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
@@ -129,10 +130,11 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
         arm=request.arm,
     )
     try:
-        preemption.training = True
-        trainer.train()
-        preemption.training = False
-        result = {**summary(run), **finish(run, directory)}
+        with memory_errors(trainer.options.batch_size, trainer.max_length):
+            preemption.training = True
+            trainer.train()
+            preemption.training = False
+            result = {**summary(run), **finish(run, directory)}
         trainer.record.curves()
         trainer.record.result(result)
     except RunError as error:
@@ -236,6 +238,7 @@ def summary(run: Run) -> dict[str, Any]:
         "exposures": asdict(exposure_so_far(trainer.curriculum, state.update)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
+        "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} ({platform.machine()})",

@@ -115,13 +115,21 @@ class Step:
         return True
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Is it one of the ways in which torch says that memory is full?"""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
 @contextlib.contextmanager
 def memory_errors(rows: int, length: int) -> Iterator[None]:
     """Says what to do where micro-batches of `rows` x `length` do not fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
             raise
         detail = next(line for line in str(error).splitlines() if line.strip())
         raise OutOfMemory(

@@ -31,7 +31,8 @@ from babylm_train.record import write_json
 SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers hand the environment on to their workers
 OUTCOMES = ".sweeps"  # in the study's directory: what became of each job of a sweep, until the sweep has ended
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
-GRACE = 30.0  # seconds a job has to save its state before it is killed
+GRACE, SLURM_GRACE = 30.0, 100.0  # seconds a job has to save its state before it is killed; SLURM's signal leaves 120
+REQUEUED = 900.0  # seconds that SLURM has to end a job it preempts: one that has ended is not put back into the queue
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def context() -> Any:
 def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: float | None) -> Outcome:
     """Runs `job(*arguments)`, which returns a validation loss, in a process of its own.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to it; it then has half a minute to save its state.
+    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to it; it then has GRACE seconds to save its state.
 
     Args:
-        timeout: seconds it may take; then it is asked to save and stop, and half a minute later killed.
+        timeout: seconds it may take; then it is asked to save and stop, and GRACE seconds later killed.
 
     Raises:
         PreemptedError: this process was asked to stop; the job has stopped as well.
@@ -89,10 +90,19 @@ def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: flo
     if callable(again := before.get(stopping.got)):  # submitit's, which puts the job back into the queue
         again(stopping.got, None)
     if stopping.asked:
+        if stopping.got == signal.SIGTERM and under_slurm():
+            time.sleep(REQUEUED)
+        if outcome.status == "killed":
+            raise PreemptedError("preempted, and killed before it had saved: goes on from its last checkpoint")
         raise PreemptedError("preempted: the running job has saved its state; the same command continues")
     if stopping.late and outcome.status != "finished":  # it may have been about to end
         return Outcome("timed_out", f"took longer than job_timeout={timeout:g} s", 1)
     return outcome
+
+
+def under_slurm() -> bool:
+    """Is this a job that submitit has put into a SLURM queue?"""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until: float) -> Outcome:
@@ -108,7 +118,7 @@ def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until:
         if stopping.parent_is_gone():
             stopping.asked = True
             stopping.stop()
-        if stopping.since and time.monotonic() - stopping.since > GRACE:
+        if stopping.since and time.monotonic() - stopping.since > (SLURM_GRACE if under_slurm() else GRACE):
             process.kill()
         process.join(0)
     if outcome is not None:
@@ -263,7 +273,7 @@ def sweep_in(directory: Path) -> Iterator[Sweep]:
 
     def stop(*_: object) -> None:
         sweep.stop()
-        raise PreemptedError("preempted: the running jobs have saved their states; the same command continues")
+        raise PreemptedError("preempted: the running jobs were told to save and stop; the same command continues")
 
     os.environ[SWEEP] = sweep.folder.name
     try:

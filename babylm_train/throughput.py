@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import re
 import resource
 import sys
 import time
@@ -19,11 +20,14 @@ PEAKS = {
     "B200": (2250, 1125, 80),
     "H200": (989, 495, 67),
     "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 418, 60),
     "H100": (989, 495, 67),
     "L40S": (362, 183, 92),
+    "L40": (181, 90.5, 90.5),
     "L4": (121, 60, 30),
     "A100": (312, 156, 19.5),
     "A10": (125, 62, 31),
+    "A10G": (70, 35, 35),
     "RTX 4090": (165, 83, 83),
     "V100": (125, 15.7, 15.7),
     "T4": (65, 8.1, 8.1),
@@ -42,7 +46,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float
     half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        found = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+        found = next((peaks for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
         return found and 1e12 * found[0 if half else 1 if rounding != "highest" else 2]
     return measured_flops(device, dtype)
 

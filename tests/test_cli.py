@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from babylm_train import cli
+from babylm_train.config import check_command_line
 
 SMALL = ["data.words=3000", "data.max_length=32", "trainer.batch_size=4", "trainer.epochs=2", "logger=none"]
 WORDS = Path(__file__).parent / "words.tsv"  # a frequency list
@@ -66,7 +67,9 @@ BAD = {
     "model=modern_nano model.config.num_key_value_heads=3": "model: ",
     "+model.config.vocab_size=10": "model.config.vocab_size is not free",
     "data.max_length=1": "data.max_length must be at least 2 tokens, got 1",
-    "trainer.device=meta": "trainer.device=meta is not available",
+    "trainer.device=meta": "trainer.device=meta: only cpu and cuda are supported",
+    "-m job_timeout=abc": "job_timeout must be seconds above 0, or null, got 'abc'",
+    "job_timeout=0": "job_timeout must be seconds above 0, or null, got 0",
     "~logger": "logger: the group is missing",
     "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps must be null",
     "hydra.run.dir=/proc/none/a": "cannot write /proc/none",
@@ -309,6 +312,7 @@ def test_paths_in_devanagari(run, tmp_path):
     assert json.loads((tmp_path / "परिणाम/result.json").read_text())["updates"] == 2
     assert run(*small)[0] == 0  # a generated name
     assert all(p.name.isascii() for p in (tmp_path / "multirun_outputs/runs").iterdir())
+    assert len(check_command_line(small)) == 1  # as `plan` and `difficulty` read them
 
 
 def test_a_strategy_of_ones_own_as_the_readme_shows_it(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_model import model_of
 from tiny import LENGTH, VOCABULARY
 
-from babylm_train import attention
+from babylm_train import attention, throughput
 from babylm_train.dropout import dropout
 from babylm_train.errors import DivergedError
 from babylm_train.forward import Forward, has_linear_head
@@ -80,6 +80,30 @@ def test_blocks_hold_each_position_once_and_whole_documents_in_order(cuts):
         assert torch.equal(block, expected)
         assert torch.equal(flat[block[:, 0]], torch.zeros(documents, dtype=torch.long))
         assert all(end + 1 == len(flat) or flat[end + 1] == 0 for end in ends.tolist())
+
+
+@pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
+def test_under_autocast_attention_gets_one_dtype(name, monkeypatch):
+    """QK norms give float32; flex attention before torch 2.13 refuses that beside bfloat16 values."""
+    seen = []
+    attend = attention._attend_blocks
+    monkeypatch.setattr(attention, "_attend_blocks", lambda *a: seen.append({x.dtype for x in a[:3]}) or attend(*a))
+    batch, model = packed(2, 16, 0), model_of(name, 50, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        CausalObjective()(Forward(model), batch)
+    assert seen == [{torch.bfloat16}] * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA A10G", 70), ("NVIDIA RTX A1000", None)],
+)
+def test_peaks_by_name(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    throughput.peak_flops.cache_clear()
+    found = throughput.peak_flops(torch.device("cuda"), torch.bfloat16, "highest")
+    throughput.peak_flops.cache_clear()
+    assert found == (peak and peak * 1e12)
 
 
 def test_masks_say_the_same_as_blocks():

@@ -145,6 +145,10 @@ def test_holm_counts_the_compared_arms_and_orders_them(study):
         ),
         ({"hashes": None}, "corpus or evaluation text differ: not recorded against c"),
         ({"words": 1100, "hashes": {"corpus": "c", "tokenizer": "u"}}, "words differ by more than 5%"),
+        (
+            {"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}},
+            "unknown tokens, whose text no loss counts: 2.00% against 0.00% of the tokens",
+        ),
     ],
 )
 def test_refuses_to_rank(study, changed, said):
@@ -152,6 +156,22 @@ def test_refuses_to_rank(study, changed, said):
     assert f"optimizer=SGD is not ranked against optimizer=AdamW: {said}" in text
     assert "better" not in text
     assert "Difference to the baseline" not in text
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"data": {"max_length": 512}}, "lengths of the evaluation's windows differ: 512 against None"),
+        ({"objective": {"evaluation_passes": 5}}, "passes of the evaluation differ: 5 against None"),
+    ],
+)
+def test_refuses_to_rank_what_was_evaluated_in_another_way(study, group, said):
+    for seed in range(3):
+        study(seed, 5.0 + seed / 10)
+        folder = study(seed, 4.0 + seed / 10, group)
+    text = text_of(folder)
+    assert said in text
+    assert "better" not in text
 
 
 def test_words_within_the_tolerance_are_reported(study):

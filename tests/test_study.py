@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import faulty
 import pytest
 
 import babylm_train.study
+from babylm_train.errors import PreemptedError
 from babylm_train.run import placed
 
 HERE = Path(__file__).parent
@@ -69,6 +71,32 @@ def test_a_job_that_does_not_stop_is_killed(monkeypatch):
     monkeypatch.setattr(babylm_train.study, "GRACE", 1.0)
     outcome = babylm_train.study.isolated(faulty.deaf, (), 8.0)
     assert (outcome.status, outcome.cause, outcome.exit_code) == ("timed_out", "took longer than job_timeout=8 s", 1)
+
+
+def test_a_job_that_was_killed_before_it_saved_is_not_said_to_have_saved(monkeypatch):
+    monkeypatch.setattr(babylm_train.study, "GRACE", 0.5)
+    threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(PreemptedError, match="killed before it had saved"):
+        babylm_train.study.isolated(faulty.deaf, (), None)
+
+
+def test_a_launcher_whose_worker_dies_is_tried_again(tmp_path):
+    jobs = ["hydra/launcher=joblib", "+objective.job=10,11,12", "trainer.max_steps=30"]
+    (tmp_path / "slow").touch()
+    process = start(tmp_path, *jobs, env=ENVIRONMENT | {"SLOW": str(tmp_path / "slow")})
+    until = time.monotonic() + 120
+    running: list[dict] = []
+    while time.monotonic() < until and len(list((tmp_path / "multirun_outputs/s").glob("*/metrics.jsonl"))) < 2:
+        time.sleep(0.02)
+    running = [json.loads(p.read_text()) for p in (tmp_path / "multirun_outputs/s/.sweeps").glob("*/*.json")]
+    (tmp_path / "slow").unlink()
+    os.kill(running[0]["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    assert "error: launcher: TerminatedWorkerError: " in err
+    assert "Traceback" not in err
+    assert {job: r["status"] for job, r in results(tmp_path).items()} == dict.fromkeys((10, 11, 12), "finished")
+    assert "report: multirun_outputs/s/report.html" in out
 
 
 def test_a_controller_that_dies_is_repeated_and_two_at_once_do_each_job_once(tmp_path):
@@ -167,16 +195,31 @@ def test_jobs_in_a_slurm_queue_go_on_after_they_were_preempted(tmp_path):
     jobs = ["hydra/launcher=submitit_slurm", "+objective.job=10,1", "trainer.max_steps=80", "seed=1"]
     process = start(tmp_path, *jobs, env=environment)
     until = time.monotonic() + 150
-    while time.monotonic() < until and not list((tmp_path / "multirun_outputs/s").glob("*job-10*/metrics.jsonl")):
+    job = tmp_path / "multirun_outputs/s"
+
+    def wait_for(pattern: str, more: int = 1) -> None:
+        while time.monotonic() < until and len(list(job.glob(pattern))) < more:
+            time.sleep(0.02)
+
+    wait_for("*job-10*/metrics.jsonl")
+    group = int((tmp_path / "queue/0.pid").read_text())
+    os.killpg(group, signal.SIGTERM)  # preemption: SLURM kills what still runs some time later, and puts it back
+    wait_for("*job-10*/checkpoints/checkpoint_step_*.pt")
+    time.sleep(1)
+    os.killpg(group, signal.SIGKILL)  # fails if it has ended by itself
+    metrics = next(job.glob("*job-10*/metrics.jsonl"))
+    before = metrics.stat().st_mtime_ns
+    subprocess.run(["scontrol", "requeue", "77_0"], env=environment, check=True)
+    while time.monotonic() < until and metrics.stat().st_mtime_ns == before:
         time.sleep(0.02)
     os.killpg(int((tmp_path / "queue/0.pid").read_text()), signal.SIGUSR2)  # every process of the step gets it
-    while time.monotonic() < until and not (tmp_path / "queue/requeued").exists():
+    while time.monotonic() < until and (tmp_path / "queue/requeued").read_text().count("\n") < 2:
         time.sleep(0.02)
     (tmp_path / "slow").unlink()
     out, err = process.communicate(timeout=250)
     assert process.returncode == 1, out + err  # of the job that raises
     assert {job: r["status"] for job, r in results(tmp_path).items()} == {10: "finished", 1: "failed"}
-    assert (tmp_path / "queue/requeued").read_text() == "requeue 77_0\n"
+    assert (tmp_path / "queue/requeued").read_text() == "requeue 77_0\n" * 2
     logs = "".join(p.read_text() for p in (tmp_path / "multirun_outputs/s/.submitit").rglob("*.out"))
     logs += (tmp_path / "queue/77_0.log").read_text()
     assert "resumed at update" in logs
