@@ -28,9 +28,10 @@ class Forward:
         self.chunk = torch.compile(chunk_loss, dynamic=False) if compile else chunk_loss
         self.linear_head = has_linear_head(model)
         self.isolates = model.config._attn_implementation == attention.NAME
-        # flex attention trains on GPUs alone, and only compiled is it fast
+        # flex attention trains on GPUs alone, only compiled is it fast, and its kernels want heads of 16 or more
         drops = getattr(model.config, "attn_pdrop", 0.0) or getattr(model.config, "attention_dropout", 0.0)
-        self.flex = compile and next(model.parameters()).device.type == "cuda" and not drops
+        wide = model.config.hidden_size // model.config.num_attention_heads >= 16
+        self.flex = compile and next(model.parameters()).device.type == "cuda" and wide and not drops
 
     def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
         """The model's own output."""

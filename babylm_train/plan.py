@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from babylm_train.curriculum.sampler import exposures
-from babylm_train.errors import RunError, fail
+from babylm_train.errors import InputError, RunError, fail
 from babylm_train.size import Size, size_of
 from babylm_train.types import EpochSlice
 
@@ -390,26 +390,37 @@ def plan_of(run: Run, word_budget: int | None = None) -> Plan:
         size=size,
         word_budget=word_budget,
     )
-    run.track.refuse(int(trainer.train_split.words.sum()), plan.words, run.outside)
+    run.track.refuse(int(trainer.train_split.words.sum()), plan.words, plan.updates, run.outside)
     return replace(plan, warnings=plan.warnings + run.track.warnings(plan.words))
 
 
 def main() -> None:
-    """Prints the plan of a run, or of each configuration of a sweep; trains and writes nothing."""
+    """Prints the plan of a run, or of a sweep's first job and each change of one key; trains nothing, fills the cache.
+
+    A job that its track refuses is said to be, and the others are planned all the same.
+    """
     from hydra._internal.utils import get_args_parser
 
     from babylm_train import build
     from babylm_train.config import check_command_line
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    refused: list[InputError] = []
     try:
         args = get_args_parser().parse_args()
         for config in check_command_line(args.overrides, args.config_name or "config", args.config_dir):
             directory = Path(config.hydra.run.dir)
             run = build.build(config, directory, build.parts(config), lambda: False)
-            print(f"\nplan of {directory.name}\n{plan_of(run).table()}\n", flush=True)
+            try:
+                text = plan_of(run).table()
+            except InputError as error:
+                refused.append(error)
+                text = f"refused: {error}"
+            print(f"\nplan of {directory.name}\n{text}\n", flush=True)
     except RunError as error:
         fail(error)
+    if refused:
+        fail(refused[0])
 
 
 if __name__ == "__main__":

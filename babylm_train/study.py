@@ -156,15 +156,20 @@ def _child(theirs: connection.Connection, job: Callable[..., float], arguments: 
     for number in SIGNALS:  # ignored in the process that this one was forked from
         signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+    def tell(outcome: Outcome) -> None:
+        with contextlib.suppress(BrokenPipeError):  # who watched over it has died
+            theirs.send(outcome)
+
     try:
-        theirs.send(Outcome("finished", val_loss=job(*arguments)))
+        tell(Outcome("finished", val_loss=job(*arguments)))
     except KeyboardInterrupt:
         sys.exit(130)
     except RunError as error:
-        theirs.send(Outcome.of(error))
+        tell(Outcome.of(error))
         sys.exit(error.exit_code)
     except BaseException as error:  # a bug: told, and raised as it is
-        theirs.send(Outcome.of(error))
+        tell(Outcome.of(error))
         raise
 
 

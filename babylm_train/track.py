@@ -43,11 +43,11 @@ class Track:
         ):
             raise InputError(f"track.milestones must be ascending numbers of words, got {self.milestones}")
 
-    def refuse(self, corpus_words: int, seen_words: int, outside: Sequence[str]) -> None:
+    def refuse(self, corpus_words: int, seen_words: int, updates: int, outside: Sequence[str]) -> None:
         """Holds a planned run against the track.
 
         Args:
-            corpus_words: of the training split. seen_words: in all, repetitions counted.
+            corpus_words: of the training split. seen_words: in all, repetitions counted, in so many `updates`.
             outside: the parts of the run that were made from other text, as `key=value`.
 
         Raises:
@@ -69,10 +69,11 @@ class Track:
                 f"shorten it, as with data.max_words={max(self.corpus_words - (self.outside_words or 0), 0)}"
             )
         if self.epochs is not None and seen_words > self.epochs * corpus_words:
+            fits = int(updates * self.epochs * corpus_words / seen_words)
             raise InputError(
                 f"track={self.name} allows {self.epochs} epochs, {self.epochs * corpus_words:,} words seen, this run "
-                f"would see {seen_words:,} ({seen_words / corpus_words:.2f} x {corpus_words:,}): lower trainer.epochs "
-                "or trainer.max_steps"
+                f"would see {seen_words:,} ({seen_words / corpus_words:.2f} x {corpus_words:,}): lower trainer.epochs, "
+                f"or take trainer.max_steps={fits:,} or a little less, for all arms of a comparison"
             )
 
     def warnings(self, seen_words: int) -> tuple[str, ...]:

@@ -142,10 +142,14 @@ def strict(**changes) -> Track:
 @pytest.mark.parametrize(
     ("track", "given", "message"),
     [
-        (strict(), (101, 101, []), "t allows 100 words of text, this run has 101"),
-        (strict(), (80, 801, []), "allows 10 epochs, 800 words seen, this run would see 801"),
-        (strict(), (80, 80, ["tokenizer.name=x"]), "tokenizer.name=x was made from text outside the corpus"),
-        (strict(outside_words=30), (80, 80, ["tokenizer.name=x"]), r"has 110 \(80 of training text, 30 outside\)"),
+        (strict(), (101, 101, 50, []), "t allows 100 words of text, this run has 101"),
+        (
+            strict(),
+            (80, 1000, 50, []),
+            r"allows 10 epochs, 800 words seen, this run would see 1,000.*trainer.max_steps=40 or",
+        ),
+        (strict(), (80, 80, 50, ["tokenizer.name=x"]), "tokenizer.name=x was made from text outside the corpus"),
+        (strict(outside_words=30), (80, 80, 50, ["tokenizer.name=x"]), r"has 110 \(80 of training text, 30 outside\)"),
     ],
 )
 def test_what_breaks_a_track_is_refused_with_the_figures(track, given, message):
@@ -154,9 +158,9 @@ def test_what_breaks_a_track_is_refused_with_the_figures(track, given, message):
 
 
 def test_what_keeps_to_a_track_is_not():
-    strict().refuse(100, 1000, [])
-    strict(outside_words=20).refuse(80, 800, ["tokenizer.name=x"])
-    strict(corpus_words=None, epochs=None).refuse(10**9, 10**12, ["tokenizer.name=x"])
+    strict().refuse(100, 1000, 50, [])
+    strict(outside_words=20).refuse(80, 800, 50, ["tokenizer.name=x"])
+    strict(corpus_words=None, epochs=None).refuse(10**9, 10**12, 50, ["tokenizer.name=x"])
     assert strict(milestones=[50, 2000, 3000]).warnings(1000) == (
         "1,000 words are seen: 2 milestones from chck_2000 on are never reached",
     )

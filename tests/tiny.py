@@ -68,6 +68,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "identity": None,
         "scores": None,
         "objective": CausalObjective(),
+        "device": "cpu",
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
     options = TrainerOptions(
@@ -84,7 +85,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         max_length=LENGTH,
     )
     torch.manual_seed(0)
-    model = tiny_model(parts["dropout"])
+    model = tiny_model(parts["dropout"]).to(parts["device"])
     optimizer = parts["optimizer"](model.parameters())
     return Trainer(
         model,

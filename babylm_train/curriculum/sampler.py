@@ -92,10 +92,10 @@ class CurriculumTrainingManager:
         self.ranked = np.lexsort((_hash(len(self.scores), self.seed), self.scores))
         self.cumulative_targets = np.cumsum(self.targets[self.ranked])
         self.cumulative_words = np.cumsum(self.words[self.ranked])
-        self._warn()
         self.targets_per_update, self.max_length = targets_per_update, max_length
         self.planned_epochs, self.epochs = epochs, min(epochs, max_steps or epochs)
         self._fix_budget(max_steps)
+        self._warn()
         return self
 
     def _warn(self) -> None:
@@ -104,6 +104,13 @@ class CurriculumTrainingManager:
                 log.warning("curriculum/strategy=none ranks nothing, so its schedule admits everything throughout")
         elif len(self.scores) > 1 and self.scores.min() == self.scores.max():
             log.warning("every document has the difficulty %g: their order is random", self.scores[0])
+        fixed = not (self.schedule.adaptive or self.strategy.adaptive)
+        if self.strategy.ranks and fixed and all(self.threshold(epoch) >= 1.0 for epoch in range(self.epochs)):
+            log.warning(
+                "curriculum/strategy=%s ranks, but curriculum/schedule admits everything in every epoch: take "
+                "curriculum/schedule=linear, say, and more than one epoch",
+                self.strategy.name,
+            )
         if self.pacing == "single_pass" and (self.schedule.adaptive or self.strategy.adaptive):
             log.warning(
                 "single_pass with an adaptive threshold: the LR schedule is sized for the largest pool possible"

@@ -49,6 +49,21 @@ def test_scores_that_admit_nothing_grow_to_min_pool_with_one_warning(caplog):
     assert sum("min_pool" in r.message for r in caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("strategy", "schedule", "epochs", "warns"),
+    [
+        (LengthBasedCurriculum(), FullSchedule(), 3, True),
+        (LengthBasedCurriculum(), LinearSchedule(1), 1, True),
+        (LengthBasedCurriculum(), LinearSchedule(3), 3, False),
+        (NoCurriculum(), FullSchedule(), 3, False),
+    ],
+)
+def test_a_ranking_that_no_schedule_uses_is_said(caplog, strategy, schedule, epochs, warns):
+    with caplog.at_level(logging.WARNING):
+        CurriculumTrainingManager(strategy, schedule).begin(np.arange(9.0), np.full(9, 5), epochs=epochs)
+    assert any("admits everything in every epoch" in r.message for r in caplog.records) is warns
+
+
 def test_equal_scores_rank_by_the_seed_and_warn(caplog):
     with caplog.at_level(logging.WARNING):
         pools = [

@@ -1,0 +1,138 @@
+"""What only a GPU can show: `pytest -m gpu`. Skipped elsewhere."""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_forward import loss_and_gradients, packed
+from test_model import model_of
+
+from babylm_train.errors import PreemptedError
+from babylm_train.forward import Forward
+from babylm_train.precision import Precision
+
+DEVICE = "cuda"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+BF16 = Precision("bfloat16", "highest", False)
+
+
+@pytest.fixture
+def make(make_trainer):
+    return functools.partial(make_trainer, device=DEVICE)
+
+
+def losses(trainer) -> list[float]:
+    return [line["train/loss"] for line in trainer.record.lines() if "train/loss" in line]
+
+
+def test_losses_are_those_of_a_cpu(make_trainer, make):
+    there, here = make("gpu", dropout=0.0), make_trainer("cpu", dropout=0.0)
+    assert there.train().val_loss == pytest.approx(here.train().val_loss, rel=1e-4)
+    assert losses(there) == pytest.approx(losses(here), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["masked", "flex"])
+def test_documents_are_isolated_as_on_a_cpu(name, compiled):
+    """Loss and every gradient; compiled, by flex attention."""
+    model, batch = model_of(name, 50, 256).eval(), packed(4, 256, 0)
+    loss, gradients = loss_and_gradients(Forward(model), model, batch)
+    model = model.to(DEVICE)
+    forward = Forward(model, compile=compiled, rows=4)
+    assert forward.flex is compiled
+    found, theirs = loss_and_gradients(forward, model, batch.to(DEVICE))
+    assert found == pytest.approx(loss, rel=1e-4)
+    for mine, expected in zip(theirs, gradients, strict=True):
+        torch.testing.assert_close(mine.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
+def test_bf16_compiled_runs_and_agrees_with_eager(name):
+    model, batch = model_of(name, 50, 256).to(DEVICE).eval(), packed(4, 256, 0).to(DEVICE)
+    found = []
+    for compiled in (False, True):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            found.append(loss_and_gradients(Forward(model, compile=compiled, rows=4), model, batch)[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_no_update_waits_for_the_device(make, compiled):
+    trainer = make("run", epochs=1, max_steps=12, log_every=6, compile=compiled, dropout=0.0, precision=BF16)
+    made = trainer.update
+
+    def update(batches):
+        watched = trainer.state.update >= 3 and (trainer.state.update + 1) % 6  # compilation, and log lines, may wait
+        torch.cuda.set_sync_debug_mode("error" if watched else "default")
+        try:
+            return made(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer.update = update
+    assert trainer.train().update == 12
+
+
+def test_compiled_once_for_all_epochs_and_evaluations(make):
+    trainer = make("run", epochs=4, compile=True, dropout=0.0, precision=BF16)
+    trainer.record.start()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trainer.train_epoch()
+    first = dict(torch._dynamo.utils.counters["stats"])
+    for _ in range(3):
+        trainer.train_epoch()
+    assert first["unique_graphs"] > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == first["unique_graphs"]
+
+
+def test_a_resumed_run_is_exact_where_operations_are_deterministic(make):
+    torch.use_deterministic_algorithms(True)
+    try:
+        whole = make("whole")
+        torch.manual_seed(7)
+        whole.train()
+        first = make("parts")
+        torch.manual_seed(7)
+        first.should_stop = lambda: first.state.update == 5
+        with pytest.raises(PreemptedError, match="preempted at update 5"):
+            first.train()
+        second = make("parts")
+        second.load_checkpoint(second.checkpoints.newest()[1])
+        second.train()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    a, b = (t.checkpoints.newest()[1]["model"] for t in (whole, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert losses(whole) == losses(second)
+
+
+def test_fp16_scales_its_loss_and_skips_overflows(make):
+    precision = Precision("float16", "highest", True, initial_scale=2.0**30, growth_interval=100)
+    trainer = make("run", precision=precision)
+    state = trainer.train()
+    assert 0 < state.skipped < 20
+    assert math.isfinite(state.val_loss)
+    assert trainer.scaler.get_scale() < 2.0**30
+
+
+def test_two_jobs_of_a_study_in_processes_of_their_own(tmp_path):
+    """CUDA does not survive a fork: nothing may have touched it in the process that jobs are forked from."""
+    arguments = ["-m", "experiment=smoke", "precision=bf16", "seed=1,2", "study=s", "logger=none"]
+    command = [sys.executable, "-m", "babylm_train", *arguments, f"trainer.device={DEVICE}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(p.read_text()) for p in (tmp_path / "multirun_outputs/s").glob("*/result.json")]
+    assert [r["status"] for r in results] == ["finished"] * 2
+    assert all(r["device"] == torch.cuda.get_device_name() for r in results)
+    timings = next((tmp_path / "multirun_outputs/s").glob("*/timings.jsonl")).read_text().splitlines()
+    assert json.loads(timings[-1])["peak_memory_mib"] > 0
