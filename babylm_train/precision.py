@@ -22,7 +22,7 @@ class Precision:
     Args:
         dtype: `float32`, `bfloat16` or `float16` inside autocast.
         matmul: rounding of float32 matrix products, as in torch.set_float32_matmul_precision: `highest` (exact),
-            `high` (TF32 on GPUs), `medium` (TF32 on GPUs, bfloat16 on CPUs with avx512_bf16).
+            `high` (TF32 on GPUs), `medium` (TF32 on GPUs, sums of bfloat16 products on CPUs with avx512_bf16).
         loss_scaling: scale the loss and skip updates that overflow (Micikevicius et al. 2018); for float16.
         initial_scale, growth_interval: of the loss scale; it halves at an overflow and doubles after
             `growth_interval` updates without one.

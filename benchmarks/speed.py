@@ -6,7 +6,7 @@
 FILE: .txt (a document a line), .jsonl or .jsonl.gz (key `text`); without it the built-in stories. GPT-2 6 x 256,
 vocabulary 8192, context 256, dropout 0.1, 4096 useful tokens an update. Each arm runs in a process of its own, arms
 take turns, and a ratio is the median of the repeats' ratios. Peers' fp32 is exact, which is their default; ours is
-`precision=tf32`, whose products are rounded to bfloat16 on CPUs. `lines` are the sentences of `documents`.
+`precision=tf32`, sums of bfloat16 products on CPUs. `lines` are the sentences of `documents`.
 """
 
 from __future__ import annotations
