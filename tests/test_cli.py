@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch, capsys):
 BAD = {
     "track=strict_small track.corpus_words=1000": "track=strict_small allows 1,000 words of text, this run has 2,927: shorten",
     "track=strict_small trainer.epochs=11": "track=strict_small allows 10 epochs, 29,270 words seen, this run would see 32,197 (11.00",
-    "track=strict_small curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "was made from text outside the corpus",
+    "track=strict_small curriculum/schedule=linear curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "was made from text outside the corpus",
     "track=strict_small track.milestones=[2000,1000]": "track.milestones must be ascending numbers of words, got [2000, 1000]",
     "trainer.metric=pairs/all": "trainer.metric must be val/loss, or with trainer.eval_pairs pairs/all, got pairs/all",
     "trainer.eval_pairs=none.jsonl": "pairs: no such file: none.jsonl",
