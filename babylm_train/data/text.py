@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,8 +151,12 @@ def _digest(path: Path) -> str:
         raise InputError(f"cannot read {printable(path)}: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds.
+
+    Raises:
+        InputError: naming the path, the line and the byte.
+    """
     try:
         with path.open("rb") as raw, cast(IO[bytes], gzip.open(raw) if path.suffix == ".gz" else raw) as file:
             number = position = 0
@@ -172,6 +177,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(path: Path, number: int, position: int, line: bytes) -> str:
     where = f"{printable(path)}, line {number}"
+    if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise InputError(f"{printable(path)} is UTF-16: convert it to UTF-8")
     if (nul := line.find(b"\0")) >= 0:
         raise InputError(f"{where}, byte {nul + 1} (offset {position + nul} in the file): NUL, this is no text")
     if len(line) > MAX_LINE_BYTES:
@@ -188,11 +195,11 @@ def _decode(path: Path, number: int, position: int, line: bytes) -> str:
 def _text(path: Path, separator: str) -> Iterator[Document]:
     if separator == "line":
         # A lone carriage return or U+2028 is white space here: documents that are lines have one line.
-        yield from (Document(" ".join(line.split()), path.name) for _, line in _lines(path))
+        yield from (Document(" ".join(line.split()), path.name) for _, line in read_lines(path))
         return
     held: list[str] = []
     size = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if line.strip():
             held.append(line)
             size += len(line.encode())
@@ -209,7 +216,7 @@ def _text(path: Path, separator: str) -> Iterator[Document]:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[Document]:
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         where = f"{printable(path)}, line {number}"
