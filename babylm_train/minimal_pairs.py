@@ -43,8 +43,8 @@ def read_pairs(pattern: str) -> list[MinimalPair]:
     """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header; either may end in .gz.
 
     Fields: `good` and `bad`, BLiMP's `sentence_good` and `sentence_bad`, or MultiBLiMP's `sen` and `wrong_sen`;
-    `phenomenon`, or else `UID`, `field`, or the file's name. A .tsv's quotes are its writer's, as pandas sets them, where
-    every field that begins with one is quoted properly; else they are text.
+    `phenomenon`, or else `UID`, `field`, or the file's name. The quotes in a .tsv are its writer's, as pandas sets
+    them, where every field that begins with one is quoted properly; else they are text.
 
     Raises:
         InputError: naming the file and the line.

@@ -165,7 +165,10 @@ def test_what_is_cut_is_counted_and_marks_in_a_text_are_text(models):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"good": "a", "bad": "b"}\n{"good": ""}', r"line 2: no text under good or sentence_good or sen; there are: good"),
+        (
+            b'{"good": "a", "bad": "b"}\n{"good": ""}',
+            r"line 2: no text under good or sentence_good or sen; there are: good",
+        ),
         (b"{", "line 1: no JSON"),
         (b"[1]", "line 1: not an object"),
         (b"\xff", r"line 1, byte 1 .*not UTF-8"),
