@@ -1,8 +1,9 @@
 """Tokenizers, trained on the training split alone and handed out as fast `transformers` tokenizers.
 
 Each takes zero-width characters out first, as the corpus does: text with joiners would be spelled in bytes never
-trained on. All but WordPiece give the NFC of the rest back exactly, through a fallback to bytes, so they have no unknown
-tokens. Words are found by `WORD`, which keeps a letter's vowel signs with it: GPT-2's pattern cuts Devanagari words at each of them.
+trained on. All but WordPiece give the NFC of the rest back exactly, through a fallback to bytes, so they have no
+unknown tokens. Words are found by `WORD`, which keeps a letter's vowel signs with it: GPT-2's pattern cuts Devanagari
+words at each of them.
 """
 
 import json

@@ -95,19 +95,21 @@ class TextFiles:
         return read_files(files, self.text_field, self.separator)
 
 
-def read_files(files: Sequence[Path], text_field: str, separator: Literal["line", "blank_line"]) -> Iterator[Document]:
-    """The documents of `files`, as they stand there.
+def read_files(
+    files: Sequence[Path], text_field: str, separator: Literal["line", "blank_line"], key: str = "data.text_field"
+) -> Iterator[Document]:
+    """The documents of `files`, as they stand there; `key` is what `text_field` is called in a message.
 
     Raises:
         InputError: naming the path, the line and the byte.
     """
     for path in files:
         if path.suffix == ".parquet":
-            yield from _parquet(path, text_field)
+            yield from _parquet(path, text_field, key)
         elif _suffix(path).startswith(".txt"):
             yield from _text(path, separator)
         else:
-            yield from _json_lines(path, text_field)
+            yield from _json_lines(path, text_field, key)
 
 
 def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
@@ -215,7 +217,7 @@ def _text(path: Path, separator: str) -> Iterator[Document]:
         yield Document("".join(held), path.name)
 
 
-def _json_lines(path: Path, field: str) -> Iterator[Document]:
+def _json_lines(path: Path, field: str, key: str) -> Iterator[Document]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -229,12 +231,12 @@ def _json_lines(path: Path, field: str) -> Iterator[Document]:
         if not isinstance(record, dict):
             raise InputError(f"{where}: a JSON object a line is expected, this is a {type(record).__name__}")
         if field not in record:
-            raise InputError(_missing(where, field, list(record)))
+            raise InputError(_missing(where, field, key, list(record)))
         source = record.get("source")
         yield _document(where, field, record[field], source if isinstance(source, str) else path.name)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Document]:
+def _parquet(path: Path, field: str, key: str) -> Iterator[Document]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -245,7 +247,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
         with parquet.ParquetFile(path, read_dictionary=[field]) as file:
             names = file.schema_arrow.names
             if field not in names:
-                raise InputError(_missing(printable(path), field, names))
+                raise InputError(_missing(printable(path), field, key, names))
             groups = (file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             if sum(groups) > MAX_FILE_BYTES:
                 raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes: cut it up")
@@ -277,6 +279,6 @@ def _document(where: str, field: str, text: Any, source: str) -> Document:
     return Document(text or "", source)
 
 
-def _missing(where: str, field: str, present: Sequence[str]) -> str:
+def _missing(where: str, field: str, key: str, present: Sequence[str]) -> str:
     there = ", ".join(printable(name)[:40] for name in present[:10])
-    return f"{where}: no field {printable(field)} (data.text_field); there are: {there or 'none'}"
+    return f"{where}: no field {printable(field)} ({key}); there are: {there or 'none'}"
