@@ -4,8 +4,8 @@
 
 RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py) by summed
 and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
-`text`: perplexity and bits per byte of text files, by `source` where they name one (`text_field`: where a .jsonl has its
-text; `separator`: line or blank_line, as in the run if it was one of data=text). A causal model is first checked for
+`text`: perplexity and bits per byte of text files, by `source` where they name one (`text_field`: of a .jsonl;
+`separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
 a leak: a later token must not change an earlier loss.
 """
 

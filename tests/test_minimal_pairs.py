@@ -212,6 +212,23 @@ def test_options():
             options(arguments, {"a": None})
 
 
+def test_the_result_says_which_update_was_exported(make_trainer, tmp_path, monkeypatch):
+    """The best of three epochs is the first: its words, not those of the whole run."""
+    from babylm_train import run
+
+    accuracies = iter([0.9, 0.5, 0.6])
+    trainer = make_trainer(epochs=3, eval_pairs="x", metric="pairs/all")
+    trainer.pairs = lambda: {"all": next(accuracies)}
+    trainer.train()
+    monkeypatch.setattr(run, "export", lambda *_: None)
+    monkeypatch.setattr(run, "sample", lambda *_, **__: [])
+    whole = SimpleNamespace(trainer=trainer, tokenizer=None, config={"seed": 0}, corpus=SimpleNamespace(pairs=()))
+    found = run.finish(whole, tmp_path)
+    words = {line["step"]: line["words"] for line in trainer.record.lines()}
+    assert found["exported_update"] == trainer.state.best_update < trainer.state.update
+    assert found["exported_words"] == words[trainer.state.best_update] < trainer.state.words
+
+
 def test_the_best_and_early_stopping_can_follow_the_pairs(make_trainer):
     """Accuracies .5 .7 .7 .6: the best is the second, and two without improvement stop the run."""
     from babylm_train.trainer import EarlyStopping
