@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -66,7 +66,8 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
         return
     rows = [line.rstrip("\r\n") for _, line in lines]
     opened = [field for row in rows for field in row.split("\t") if field.startswith('"')]
-    quoting = csv.QUOTE_MINIMAL if all(map(QUOTED.fullmatch, opened)) else csv.QUOTE_NONE
+    quoted = all(map(QUOTED.fullmatch, opened))
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
         yield from enumerate(csv.DictReader(rows, delimiter="\t", quoting=quoting), 2)
     except csv.Error as error:
