@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import config as checks
 from babylm_train.errors import InputError, OutOfMemory
@@ -219,7 +221,6 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     from babylm_train.milestones import Milestones, beginning
     from babylm_train.minimal_pairs import score_pairs
     from babylm_train.model import count_parameters
-    from babylm_train.optimizer import parameter_groups
     from babylm_train.tokenizer import tokenizer_fingerprint
     from babylm_train.trainer import Trainer
 
@@ -230,8 +231,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     model = _fresh_model(built, tokenizer)
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
-    decay = built.optimizer.keywords.get("weight_decay", 0.0)
-    optimizer = built.optimizer(parameter_groups(model, decay, options.no_decay))
+    optimizer = _optimizer(built, model)
     objective, pairs = built.objective.begin(tokenizer), _eval_pairs(options, corpus)
     first = EvaluationRows(beginning(validation), source.max_length)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
@@ -322,35 +322,58 @@ def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     return model
 
 
+def _optimizer(built: Parts, model: Any) -> Any:
+    """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default.
+
+    Raises:
+        InputError: it does not take these parameters, as Muon, which takes matrices alone.
+    """
+    from babylm_train.optimizer import parameter_groups
+
+    partial = built.optimizer
+    declared = inspect.signature(partial.func).parameters.get("weight_decay")
+    decay = partial.keywords.get("weight_decay", declared.default if declared else 0.0)
+    groups = parameter_groups(model, decay, built.options.no_decay)
+    try:
+        return partial(groups)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
+
+
 def _outside(part: Any) -> str | None:
     """What of a tokenizer or a strategy was made from text outside the corpus; one of a user's own may not say."""
     return getattr(part, "outside_text", None)
 
 
 def _eval_pairs(options: TrainerOptions, corpus: Corpus) -> Sequence[MinimalPair]:
-    from babylm_train.minimal_pairs import read_pairs
+    from babylm_train.minimal_pairs import by_phenomenon, read_pairs
 
     if options.eval_pairs is None:
         return ()
-    if options.eval_pairs != "corpus":
-        return read_pairs(options.eval_pairs)
-    if not corpus.pairs:
+    pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs)
+    if not pairs:
         raise InputError("trainer.eval_pairs=corpus: no minimal pairs came with this corpus; give a file")
-    return corpus.pairs
+    allowed = ["val/loss", *(f"pairs/{name}" for name in by_phenomenon(pairs))]
+    if options.metric not in allowed:
+        raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
+    return pairs
 
 
-def reopened(path: Path) -> tuple[Any, Any]:
-    """The corpus's source and the objective of a configuration that saved_config wrote.
+def reopened(path: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """The corpus's source and the objective of a configuration that saved_config wrote, and all of it as may be shown.
 
     Raises:
-        InputError: there is none, or a part of it is not allowed or does not fit.
+        InputError: there is none, a part of it is not allowed or does not fit, or an environment variable is not set.
     """
     if not path.is_file():
         raise InputError(f"{path} is missing: this is no run's directory")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
-    checks.check_targets(checks.plain(config), checks.ALLOWED)
-    return _instantiate(config, "data"), _instantiate(config, "objective")
+    try:
+        checks.check_targets(checks.plain(config), checks.ALLOWED)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    return _instantiate(config, "data"), _instantiate(config, "objective"), checks.public(config)
 
 
 def saved_config(config: DictConfig) -> str:

@@ -32,7 +32,9 @@ def model_card(
         "Data": _data(config, corpus),
         "Words seen": [
             f"{result['words']:,} white-space words of training text, repetitions counted, in {result['updates']:,} "
-            f"updates; track `{result['track']}`. Words are counted in the text, so the tokenizer does not matter."
+            f"updates; track `{result['track']}`. Words are counted in the text, so the tokenizer does not matter.",
+            "",
+            f"The weights are those of update {result['exported_update']:,}, after {result['exported_words']:,} words.",
         ],
         "Recipe": _recipe(config, result),
         "Results": _results(result),

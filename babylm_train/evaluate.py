@@ -4,7 +4,8 @@
 
 RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py) by summed
 and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
-`text`: perplexity and bits per byte of text files, by `source` where they name one. A causal model is first checked for
+`text`: perplexity and bits per byte of text files, by `source` where they name one (`text_field`: of a .jsonl;
+`separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
 a leak: a later token must not change an earlier loss.
 """
 
@@ -14,7 +15,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,8 +118,11 @@ def sample(
 def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTrainedTokenizerFast, str]:
     """An exported model in float32, its tokenizer, and the backend that reads it: the one asked for, or its first.
 
+    The tokenizer's model_max_length is at most the model's positions.
+
     Raises:
-        InputError: there is no model, its tokenizer is slow, or it was not trained for the backend.
+        InputError: there is no model, its tokenizer is slow or has no end-of-text mark, or it was not trained for the
+            backend.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
 
@@ -135,6 +139,10 @@ def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTraine
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: the tokenizer is not a fast one")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no end-of-sequence token, which every text begins with")
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     return isolating(model), tokenizer, chosen
 
 
@@ -190,15 +198,17 @@ def evaluate_texts(
     for source, texts in by_source.items():
         with tempfile.TemporaryDirectory() as cache:
             split = tokenize(cast("Split", Texts(texts)), tokenizer, cache_dir=cache)
-            found[source] = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
+            result = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
+            found[source] = replace(result, unknown=split.unknown)
     nats = sum(result.loss * result.tokens for result in found.values())
     tokens, words, size = (sum(getattr(r, name) for r in found.values()) for name in ("tokens", "words", "bytes"))
     whole = summarise(nats, tokens, words, size, backend == "mlm")
+    whole = replace(whole, unknown=sum(result.unknown for result in found.values()))
     return {"all": whole, **(found if len(found) > 1 else {})}
 
 
-def read_texts(pattern: str, text_field: str) -> dict[str, list[str]]:
-    """The documents of files or globs, cleaned as a corpus is, by their source.
+def read_texts(pattern: str, text_field: str, separator: str) -> dict[str, list[str]]:
+    """The documents of files or globs, cleaned as a corpus is, by their source; arguments as TextFiles has them.
 
     Raises:
         InputError: naming the file.
@@ -207,12 +217,23 @@ def read_texts(pattern: str, text_field: str) -> dict[str, list[str]]:
     from babylm_train.data.text import find_files, read_files
 
     by_source: dict[str, list[str]] = {}
-    for document in read_files(find_files("text", pattern), text_field, "line"):
+    if separator not in ("line", "blank_line"):
+        raise InputError(f"separator must be line or blank_line, got {separator}")
+    for document in read_files(find_files("text", pattern), text_field, cast(Any, separator), key="text_field"):
         if text := fold(document.text):
             by_source.setdefault(document.source, []).append(text)
     if not by_source:
         raise InputError(f"text={pattern} holds no document")
     return by_source
+
+
+def separator_of(run: str) -> str:
+    """How the text files of a run were cut into documents; `line` for a model that is no run's, or of other data."""
+    import yaml
+
+    path = Path(run) / "config.yaml"
+    data = yaml.safe_load(path.read_text(encoding="utf8"))["data"] if path.is_file() else {}
+    return str(data["separator"]) if data.get("_target_") == "babylm_train.data.text.TextFiles" else "line"
 
 
 def options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -239,12 +260,14 @@ def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What the command was asked for, printed as it comes; plain types, for JSON.
 
     Raises:
-        InputError: no such model or file, or a causal model that sees the future.
+        InputError: nothing is asked for, no such model or file, or a causal model that sees the future.
     """
-    from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
-
+    if asked["pairs"] is None and asked["text"] is None:
+        raise InputError("nothing to evaluate: give pairs=FILE or text=FILE")
     folder = model_folder(run, asked["revision"])
     model, tokenizer, backend = load_model(folder, asked["backend"])
+    if asked["text"] is not None and backend == "mntp":
+        raise InputError("backend=mntp: text= has the backends causal and mlm")
     found: dict[str, Any] = {"model": str(folder), "backend": backend}
     if backend == "causal":
         found["future_leak"] = future_leak(model, len(tokenizer), min(64, tokenizer.model_max_length))
@@ -252,18 +275,34 @@ def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         if found["future_leak"] > LEAK:
             raise InputError(f"{folder} sees the future: a later token changes an earlier loss")
     if asked["pairs"] is not None:
-        if asked["closing"] not in ("true", "false"):
-            raise InputError(f"closing must be true or false, got {asked['closing']}")
-        pairs, closing = read_pairs(asked["pairs"]), asked["closing"] == "true"
-        hits = judge(model, tokenizer, pairs, backend=backend, closing=closing)
-        scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}
-        found["pairs"] = {name: {p: asdict(one) for p, one in by.items()} for name, by in scores.items()}
-        print(_pairs_table(scores))
+        found |= _report_pairs(model, tokenizer, backend, asked["pairs"], asked["closing"])
     if asked["text"] is not None:
-        results = evaluate_texts(model, tokenizer, read_texts(asked["text"], asked["text_field"]), backend)
+        texts = read_texts(asked["text"], asked["text_field"], asked["separator"] or separator_of(run))
+        results = evaluate_texts(model, tokenizer, texts, backend)
         found["text"] = {s: {**r.figures(), "tokens": r.tokens, "words": r.words} for s, r in results.items()}
         print(_text_table(results))
+        for source, share in {s: r.unknown / r.tokens for s, r in results.items() if r.unknown}.items():
+            found["text"][source]["unknown_share"] = share
+            print(f"{source}: {share:.3%} of the tokens are unknown: the figures do not count their text")
     return found
+
+
+def _report_pairs(model: Any, tokenizer: Any, backend: str, pattern: str, closing: str) -> dict[str, Any]:
+    from babylm_train.likelihood import too_long
+    from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
+
+    if closing not in ("true", "false"):
+        raise InputError(f"closing must be true or false, got {closing}")
+    pairs, closes = read_pairs(pattern), closing == "true"
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    if cut := too_long(tokenizer, texts, backend, closes):
+        what = f"{cut:,} of {len(texts):,} texts are longer than the model's {tokenizer.model_max_length:,} positions"
+        print(f"warning: {what} and were cut", file=sys.stderr)
+    hits = judge(model, tokenizer, pairs, backend=backend, closing=closes)
+    scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}
+    print(_pairs_table(scores))
+    figures = {name: {p: asdict(one) for p, one in by.items()} for name, by in scores.items()}
+    return {"pairs": figures, "texts_cut": cut}
 
 
 def _pairs_table(scores: Mapping[str, Mapping[str, Accuracy]]) -> str:
@@ -287,9 +326,9 @@ def main() -> None:
     """Entry point of `python -m babylm_train.evaluate`."""
     from babylm_train.record import write_json
 
-    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "backend": None, "closing": "true"}
+    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "separator": None, "backend": None}
     try:
-        run, asked = options(sys.argv[1:], {**keys, "out": None})
+        run, asked = options(sys.argv[1:], {**keys, "closing": "true", "out": None})
         found = report(run, asked)
         if asked["out"] is not None:
             write_json(Path(asked["out"]), found)

@@ -49,7 +49,7 @@ def token_log_probabilities(
 ) -> list[np.ndarray]:
     """Log-probability of every token of each text in nats: one float64 array of shape (tokens,) a text.
 
-    A text that comes twice is scored once. A text is cut to the model's positions.
+    A text that comes twice is scored once. A text is cut to the model's positions; `too_long` says how many are.
 
     Args:
         batch_tokens: tokens at a time. closing: the mark that ends a text counts too (`causal` only: the other backends
@@ -60,11 +60,8 @@ def token_log_probabilities(
     """
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend}")
-    mark, limit = tokenizer.eos_token_id, tokenizer.model_max_length
-    own = list(dict.fromkeys(texts))
-    encoded = tokenizer(own, add_special_tokens=False, truncation=False)["input_ids"]
-    causal = backend == "causal"
-    ids = [[mark, *tokens, *([mark] if causal and closing else [])][: limit + causal] for tokens in encoded]
+    own, causal = list(dict.fromkeys(texts)), backend == "causal"
+    ids = [row[: tokenizer.model_max_length + causal] for row in _encoded(tokenizer, own, causal and closing)]
     was_training, rounding = model.training, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     model.eval()
@@ -74,6 +71,22 @@ def token_log_probabilities(
     torch.set_float32_matmul_precision(rounding)
     found = dict(zip(own, scores, strict=True))
     return [found[text] for text in texts]
+
+
+def too_long(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], backend: str = "causal", closing: bool = True
+) -> int:
+    """How many of `texts` have more tokens than the model has positions: token_log_probabilities cuts these."""
+    causal = backend == "causal"
+    limit = tokenizer.model_max_length + causal
+    return sum(len(row) > limit for row in _encoded(tokenizer, texts, causal and closing))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], closing: bool) -> list[list[int]]:
+    """The mark and the tokens of each text, whole. What spells a special token is text, as in training."""
+    mark = tokenizer.eos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False, split_special_tokens=True)["input_ids"]
+    return [[mark, *tokens, *([mark] if closing else [])] for tokens in encoded]
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from babylm_train.data.text import read_lines
 from babylm_train.errors import InputError
 from babylm_train.likelihood import token_log_probabilities
 from babylm_train.types import MinimalPair
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-GOOD, BAD = ("good", "sentence_good"), ("bad", "sentence_bad")
+GOOD, BAD = ("good", "sentence_good", "sen"), ("bad", "sentence_bad", "wrong_sen")
 PHENOMENON = ("phenomenon", "UID", "field")
 RESAMPLES = 10_000
+ALL = "all"  # pairs, whatever their phenomenon
+QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Accuracy:
 
 
 def read_pairs(pattern: str) -> list[MinimalPair]:
-    """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header.
+    """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header; either may end in .gz.
 
-    Fields: `good` and `bad`, or BLiMP's `sentence_good` and `sentence_bad`; `phenomenon`, or else `UID`, `field`, or
-    the file's name.
+    Fields: `good` and `bad`, BLiMP's `sentence_good` and `sentence_bad`, or MultiBLiMP's `sen` and `wrong_sen`;
+    `phenomenon`, or else `UID`, `field`, or the file's name. The quotes in a .tsv are its writer's, as pandas sets
+    them, where every field that begins with one is quoted properly; else they are text.
 
     Raises:
         InputError: naming the file and the line.
@@ -47,22 +52,26 @@ def read_pairs(pattern: str) -> list[MinimalPair]:
     paths = [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern))]
     if not paths:
         raise InputError(f"pairs: no such file: {pattern}")
-    found: list[MinimalPair] = []
-    for path in paths:
-        try:
-            with path.open(encoding="utf8", newline="") as file:
-                if path.suffix == ".tsv":
-                    lines: Iterable[Any] = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                    found += [_pair(line, path, i) for i, line in enumerate(lines, 2)]
-                else:
-                    found += [_pair(_object(line, path, i), path, i) for i, line in enumerate(file, 1) if line.strip()]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: byte {error.start} is not UTF-8") from error
-        except OSError as error:
-            raise InputError(f"pairs: cannot read {path}: {error.strerror}") from error
+    found = [_pair(fields, path, number) for path in paths for number, fields in _records(path)]
     if not found:
         raise InputError(f"{pattern} holds no pair")
     return found
+
+
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    """What each line holds, with its number."""
+    lines = read_lines(path)
+    if not path.name.endswith((".tsv", ".tsv.gz")):
+        yield from ((number, _object(line, path, number)) for number, line in lines if line.strip())
+        return
+    rows = [line.rstrip("\r\n") for _, line in lines]
+    opened = [field for row in rows for field in row.split("\t") if field.startswith('"')]
+    quoted = all(map(QUOTED.fullmatch, opened))
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    try:
+        yield from enumerate(csv.DictReader(rows, delimiter="\t", quoting=quoting), 2)
+    except csv.Error as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _object(line: str, path: Path, number: int) -> Any:
@@ -79,10 +88,14 @@ def _pair(fields: Any, path: Path, number: int) -> MinimalPair:
     for names in (GOOD, BAD):
         text = next((fields[name] for name in names if isinstance(fields.get(name), str)), "")
         if not text.strip():
-            raise InputError(f"{path}, line {number}: no text under {' or '.join(names)}")
+            there = ", ".join(str(name) for name in fields if name)
+            raise InputError(f"{path}, line {number}: no text under {' or '.join(names)}; there are: {there}")
         chosen.append(text)
-    phenomenon = next((fields[name] for name in PHENOMENON if fields.get(name)), path.stem)
-    return MinimalPair(chosen[0], chosen[1], str(phenomenon))
+    name = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    phenomenon = str(next((fields[name] for name in PHENOMENON if fields.get(name)), name))
+    if phenomenon == ALL:
+        raise InputError(f"{path}, line {number}: a phenomenon named {ALL}: so the accuracy over all pairs is called")
+    return MinimalPair(chosen[0], chosen[1], phenomenon)
 
 
 def prefer_good(good: float, bad: float) -> float:
@@ -118,7 +131,7 @@ def score_pairs(
 def by_phenomenon(pairs: Sequence[MinimalPair]) -> dict[str, np.ndarray]:
     """Indices of the pairs of each phenomenon, by name, and of `all`."""
     names = np.array([pair.phenomenon for pair in pairs])
-    return {"all": np.arange(len(pairs)), **{str(name): np.flatnonzero(names == name) for name in np.unique(names)}}
+    return {ALL: np.arange(len(pairs)), **{str(name): np.flatnonzero(names == name) for name in np.unique(names)}}
 
 
 def intervals(hits: np.ndarray, groups: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, Accuracy]:

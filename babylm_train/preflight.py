@@ -30,6 +30,7 @@ from babylm_train.record import write_text
 SAME = 1e-4  # nats a token: rounding between processes and machines
 POSITIONS = 512  # what the BabyLM evaluation may feed
 SENTENCES = 4  # read as the evaluation pipeline reads them
+FILLING = 3  # places of padding after each
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,30 @@ def open_run(run: str) -> Saved:
     Raises:
         InputError: `run` is no directory of a finished run.
     """
-    import yaml
-
     directory = Path(run)
-    source, objective = build.reopened(directory / "config.yaml")
+    source, objective, config = build.reopened(directory / "config.yaml")
     path = directory / "result.json"
     result = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
     if result.get("status") != "finished":
         raise InputError(f"{run} has not finished: {result.get('status', 'no result.json')}")
+    if "exported_words" not in result:
+        raise InputError(f"{path} does not say which update was exported: the run is of an earlier version")
     lines = (directory / "metrics.jsonl").read_text(encoding="utf8").splitlines()
-    text = (directory / "config.yaml").read_text(encoding="utf8")
-    config = yaml.safe_load(text.replace("${seed}", str(yaml.safe_load(text)["seed"])))
     found = revisions(directory / "milestones")
     return Saved(directory, config, result, [json.loads(line) for line in lines], found, source, objective)
 
 
-def check_ledger(run: Saved) -> Iterator[Finding]:
-    """Words, milestones and track against each other."""
+def check_ledger(run: Saved, training_words: int) -> Iterator[Finding]:
+    """Words, milestones and track against each other; an adaptive curriculum may see more words than were planned."""
     result, track = run.result, run.config["track"]
     steps = {line["step"]: line["words"] for line in run.metrics}
     yield Finding(max(steps.values()) == result["words"], f"the record ends at {result['words']:,} words seen")
+    update, words = result["exported_update"], result["exported_words"]
+    yield Finding(steps.get(update) == words, f"model/ holds the weights of update {update:,}, after {words:,} words")
+    if track["epochs"] is not None:
+        most = track["epochs"] * training_words
+        text = f"{result['words']:,} words seen, track {track['name']} allows {most:,} ({track['epochs']} epochs)"
+        yield Finding(result["words"] <= most, text)
     due = [name_of(mark) for mark in track["milestones"] if mark <= result["words"]]
     there = [path.name for path, _ in run.milestones]
     missing = ", ".join(name for name in due if name not in there)
@@ -124,8 +129,9 @@ def check_tokenizer(tokenizer: Any, model: Any, text: str, backends: Sequence[st
     same = mark == tokenizer.bos_token_id == model.config.bos_token_id == model.config.eos_token_id
     yield Finding(same, f"bos and eos are the mark {mark} of training, in the tokenizer and in the model")
     yield Finding(ids[0] == mark and mark not in ids[1:], "a text begins with that mark, once")
-    pad = tokenizer.pad_token_id
-    yield Finding(pad is not None and tokenizer.padding_side == "right", f"padding with {pad}, on the right")
+    pad, right = tokenizer.pad_token_id, tokenizer.padding_side == "right"
+    what = f"the mark {mark}, for want of a padding token" if pad is None else pad
+    yield Finding(right and (pad is not None or None), f"padding with {what}, on the right")
     size, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     yield Finding(largest < size, f"largest token id {largest:,}, {size:,} embeddings")
     positions = model.config.max_position_embeddings
@@ -142,6 +148,8 @@ def check_interface(folder: Path, backend: str, texts: Sequence[str]) -> Finding
     """The scores that the BabyLM evaluation computes through a backend against our own, in a padded batch."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoProcessor
 
+    if not texts:
+        return Finding(None, f"backend {backend}: not read, no sentence fits into the model's positions")
     model, tokenizer, _ = load_model(folder, backend)
     own = [float(t.sum()) for t in token_log_probabilities(model, tokenizer, texts, backend=backend, closing=False)]
     processor = AutoProcessor.from_pretrained(folder, padding_side="right")
@@ -152,21 +160,29 @@ def check_interface(folder: Path, backend: str, texts: Sequence[str]) -> Finding
     return Finding(worst <= 1e-2, f"backend {backend}: {len(texts)} sentences score as here, to {worst:.0e} nats")
 
 
+def fitting(text: str, tokenizer: Any, room: int) -> str:
+    """As much of the beginning of `text` as gives at most `room` tokens, the mark among them."""
+    while text and len(tokenizer(text)["input_ids"]) > room:
+        text = text[:-1].rstrip()
+    return text
+
+
 @torch.no_grad()
 def _as_the_pipeline(model: Any, processor: Any, text: str, backend: str) -> float:
     """A sentence's log-probability by the rules of the 2025 pipeline: of the tokens that have letters of the text."""
     encoded = processor(text=text, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
     places = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > 0]
-    filling = torch.full((3,), processor.pad_token_id)
+    pad = processor.eos_token_id if processor.pad_token_id is None else processor.pad_token_id
+    filling = torch.full((FILLING,), pad)
     if backend == "causal":
         rows = torch.cat([ids, filling])[None]
-        seen = torch.cat([torch.ones(len(ids)), torch.zeros(3)])[None]
+        seen = torch.cat([torch.ones(len(ids)), torch.zeros(FILLING)])[None]
         logits = model(input_ids=rows[:, :-1], attention_mask=seen[:, :-1]).logits[0]
         return sum(float(logits[i - 1].log_softmax(-1)[ids[i]]) for i in places if i)
     rows = torch.cat([ids, filling]).repeat(len(places), 1)
     rows[torch.arange(len(places)), places] = processor.mask_token_id
-    seen = torch.cat([torch.ones(len(ids)), torch.zeros(3)]).repeat(len(places), 1)
+    seen = torch.cat([torch.ones(len(ids)), torch.zeros(FILLING)]).repeat(len(places), 1)
     logits = model(input_ids=rows, attention_mask=seen).logits
     at = torch.tensor(places) - int(backend == "mntp")
     picked = logits[torch.arange(len(places)), at].log_softmax(-1)
@@ -182,7 +198,7 @@ def check_card(card: str, result: Mapping[str, Any], license: str | None) -> Ite
     """Does the card say what it must, and what the run says?"""
     missing = [title for title in SECTIONS if f"\n## {title}\n" not in card]
     yield Finding(not missing and f"{result['words']:,}" in card and f"{result['val_loss']:.4f}" in card, "model card")
-    yield Finding(license is not None, f"licence {license or 'is not stated: give license=cc-by-sa-4.0, say'}")
+    yield Finding(bool(license), f"licence {license or 'is not stated: give license=cc-by-sa-4.0, say'}")
 
 
 def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
@@ -191,10 +207,13 @@ def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
     Raises:
         InputError: the corpus or the model cannot be read.
     """
+    from transformers import AutoTokenizer
+
+    license = (license or "").strip() or None
     corpus = run.source.load()
     same = corpus.validation.fingerprint == run.result["hashes"]["validation"]
     yield Finding(same, "the validation text is the one of the run")
-    yield from check_ledger(run)
+    yield from check_ledger(run, corpus.report["train"]["words"])
     model, tokenizer, backend = load_model(run.folder)
     validation = tokenize(corpus.validation, tokenizer, cache_dir=run.source.cache_dir)
     objective, backends = run.objective.begin(tokenizer), run.objective.backends
@@ -202,7 +221,10 @@ def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
     for path, record in run.milestones:
         yield check_revision(path, backend, record["check_loss"], beginning(validation), objective)
     texts = [" ".join(text.split()[:12]) for text in corpus.validation[:SENTENCES]]
-    yield from check_tokenizer(tokenizer, model, texts[0], backends)
+    as_it_is = AutoTokenizer.from_pretrained(run.folder, local_files_only=True)  # load_model corrects its length
+    yield from check_tokenizer(as_it_is, model, texts[0], backends)
+    cut = (fitting(text, tokenizer, tokenizer.model_max_length - FILLING) for text in texts)
+    texts = [text for text in cut if text]
     for each in backends:
         yield check_interface(run.folder, each, texts)
     yield check_name(name, run.folder)
@@ -244,7 +266,8 @@ def main() -> None:
     try:
         where, asked = options(sys.argv[1:], {"license": None, "name": None, "push_to": None})
         run = open_run(where)
-        name = asked["name"] or (asked["push_to"] or run.folder.name).rpartition("/")[2]
+        default = run.directory.resolve().name.replace(".", "_")
+        name = asked["name"] or (asked["push_to"] or default).rpartition("/")[2]
         failed = 0
         for finding in preflight(run, name, asked["license"]):
             print(finding, flush=True)

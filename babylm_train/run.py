@@ -195,13 +195,17 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
 def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
     trainer, model = run.trainer, run.trainer.model
+    exported = asdict(trainer.state)
     if trainer.options.export == "best" and trainer.state.best_update != trainer.state.update:
-        model.load_state_dict(trainer.checkpoints.best(trainer.state.best_update)[1]["model"])
+        best = trainer.checkpoints.best(trainer.state.best_update)[1]
+        model.load_state_dict(best["model"])
+        exported = best["state"]
     final = trainer.evaluate()
     export(run, directory / "model")
     objective = trainer.objective
     samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.config["seed"])
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
+    values |= {"exported_update": exported["update"], "exported_words": exported["words"]}
     values["likelihood"] = objective.likelihood
     if run.corpus.pairs:
         values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=objective.backends[0])

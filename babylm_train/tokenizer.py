@@ -1,7 +1,9 @@
 """Tokenizers, trained on the training split alone and handed out as fast `transformers` tokenizers.
 
-All but WordPiece give any NFC text back exactly, through a fallback to bytes, so they have no unknown tokens. Words are
-found by `WORD`, which keeps a letter's vowel signs with it: GPT-2's pattern cuts Devanagari words at each of them.
+Each takes zero-width characters out first, as the corpus does: text with joiners would be spelled in bytes never
+trained on. All but WordPiece give the NFC of the rest back exactly, through a fallback to bytes, so they have no
+unknown tokens. Words are found by `WORD`, which keeps a letter's vowel signs with it: GPT-2's pattern cuts Devanagari
+words at each of them.
 """
 
 import json
@@ -15,26 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from babylm_train.data.cache import cached, digest
-from babylm_train.data.corpus import Corpus, printable
+from babylm_train.data.corpus import ZERO_WIDTH, Corpus, normal, printable
 from babylm_train.data.network import need_hub, offline
 from babylm_train.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.models import Model
+    from tokenizers.normalizers import Normalizer
     from transformers import PreTrainedTokenizerFast
 
     from babylm_train.data.tokens import TokenizedSplit
 
-FORMAT = 1  # raise it when training changes: cached tokenizers are then trained again
+FORMAT = 2  # raise it when training changes: cached tokenizers are then trained again
 SPECIAL = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "bos", "eos", "mask", "sep", "cls")}
 SMALLEST = len(SPECIAL) + 256
 
-# A word with the space before it; joiners belong to words. Digits and punctuation stand alone.
-WORD = r" ?[\p{L}\p{M}\x{200c}\x{200d}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+"
+# A word with the space before it. Digits and punctuation stand alone.
+WORD = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 # An extended grapheme cluster as since Unicode 15.1 (rule GB9c): \X of older tables cuts a conjunct after its virama.
 CONSONANT = r"[\x{0915}-\x{0939}\x{0958}-\x{095f}\x{0978}-\x{097f}]"
-CLUSTER = rf"(?:{CONSONANT}\x{{093c}}?\x{{094d}}\x{{200d}}?(?={CONSONANT}))*\X"
+CLUSTER = rf"(?:{CONSONANT}\x{{093c}}?\x{{094d}}(?={CONSONANT}))*\X"
 
 # What WordPiece can always spell: the Devanagari block and printable ASCII.
 ALPHABET = [chr(i) for i in (*range(0x21, 0x7F), *range(0x0900, 0x0980))]
@@ -101,18 +104,18 @@ class Unigram:
         _at_least("vocab_size", self.vocab_size, SMALLEST + 1, f" ({len(SPECIAL)} special tokens, 256 bytes, a piece)")
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
         from tokenizers.trainers import UnigramTrainer
 
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.normalizer = _normalizer()
         # Pieces carry their space themselves: a stand-in such as U+2581 could not be told from the same sign in a text.
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
         room = self.vocab_size - SMALLEST
         texts = list(texts)
         # The trainer refuses a vocabulary that cannot hold every sign; bytes spell those that are cut off below.
-        signs = set[str]().union(*(unicodedata.normalize("NFC", text) for text in texts))
+        signs = set[str]().union(*map(normal, texts))
         if not signs:  # it would crash the process
             raise InputError("the tokenizer has no training text")
         trainer = UnigramTrainer(
@@ -153,7 +156,7 @@ class WordPiece:
         _at_least("min_frequency", self.min_frequency, 1)
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from tokenizers.trainers import WordPieceTrainer
 
         texts = list(texts)
@@ -161,7 +164,7 @@ class WordPiece:
         # Named as special tokens because the trainer numbers the alphabet in an order that differs from run to run.
         fixed = [*SPECIAL.values(), *_forms(alphabet)]
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=1000))
-        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.normalizer = _normalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = WordPieceTrainer(
             vocab_size=self.vocab_size,
@@ -182,7 +185,7 @@ class WordPiece:
     def _alphabet(self, texts: Iterable[str]) -> list[str]:
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(unicodedata.normalize("NFC", text))
+            counts.update(normal(text))
         known = set(ALPHABET)
         others = [c for c, n in counts.items() if n >= self.min_frequency and c not in known and not c.isspace()]
         others.sort(key=lambda c: (-counts[c], c))
@@ -337,11 +340,18 @@ def _byte_alphabet() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
+def _normalizer() -> "Normalizer":
+    """What `normal` does to the training text."""
+    from tokenizers import Regex, normalizers
+
+    return normalizers.Sequence([normalizers.Replace(Regex(ZERO_WIDTH), ""), normalizers.NFC()])
+
+
 def _byte_level(model: "Model", pattern: str) -> "Tokenizer":
-    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = _normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),

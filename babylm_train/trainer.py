@@ -346,9 +346,10 @@ class Trainer:
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.update}")
-        values = {f"val/{name}": value for name, value in result.figures().items()}
-        values |= {f"pairs/{name}": value for name, value in self.pairs().items()}
-        _check("metric", self.options.metric in values, f"one of {', '.join(values)}", self.options.metric)
+        accuracies = {f"pairs/{name}": value for name, value in self.pairs().items()}
+        allowed = (LOSS, *accuracies)
+        _check("metric", self.options.metric in allowed, f"one of {', '.join(allowed)}", self.options.metric)
+        values = {f"val/{name}": value for name, value in result.figures().items()} | accuracies
         watched = values[self.options.metric] if self.options.metric == LOSS else 1 - values[self.options.metric]
         self.record.log(**self._clock(), **values)
         self.logger.log(values, state.update)

@@ -97,7 +97,8 @@ class RunState:
 class Evaluation:
     """Exact result over a text: `loss` is nats per target, every target counted once.
 
-    pseudo: of hidden tokens, each predicted from both sides; not comparable with a causal model's.
+    pseudo: of hidden tokens, each predicted from both sides; not comparable with a causal model's. unknown: tokens that
+    are the unknown one, whose text no loss counts.
     """
 
     loss: float
@@ -108,6 +109,7 @@ class Evaluation:
     words: int
     bytes: int
     pseudo: bool = False
+    unknown: int = 0
 
     def figures(self) -> dict[str, float]:
         """The loss and what derives from it, under names that keep pseudo-likelihoods apart."""

@@ -13,6 +13,7 @@ from babylm_train.curriculum.schedule import FullSchedule
 from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.stories import Stories
 from babylm_train.data.tokens import tokenize
+from babylm_train.export import write_model
 from babylm_train.logger import NoLogger
 from babylm_train.model import causal_lm
 from babylm_train.objective import CausalObjective
@@ -24,6 +25,7 @@ from babylm_train.trainer import Trainer, TrainerOptions
 out, length, rows = Path(sys.argv[1] if len(sys.argv) > 1 else "stories"), 128, 16
 corpus = Stories(words=20_000, seed=0, validation_share=0.05, max_length=length, cache_dir=str(out / "cache")).load()
 tokenizer = BPE(vocab_size=2000, min_frequency=2).build(corpus.train)
+tokenizer.model_max_length = length
 train, validation = (tokenize(split, tokenizer, cache_dir=out / "cache") for split in (corpus.train, corpus.validation))
 curriculum = CurriculumTrainingManager(NoCurriculum(), FullSchedule())
 size = {"epochs": 2, "targets_per_update": rows * length, "max_length": length}
@@ -34,4 +36,4 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 how = (CausalObjective(), optimizer, cosine(optimizer, curriculum.total_updates), Precision("float32"), curriculum)
 options = TrainerOptions(epochs=2, batch_size=rows)
 Trainer(model, *how, train, validation, length, options, out, NoLogger()).train()
-model.save_pretrained(out / "model"), tokenizer.save_pretrained(out / "model")
+write_model(model, tokenizer, out / "model", CausalObjective.backends)

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_model import model_of
 
 from babylm_train import cli, difficulty, evaluate, lr_finder, plan, preflight
 from babylm_train.data.pairs import minimal_pairs
 from babylm_train.data.stories import generate
+from babylm_train.export import submitted, write_model
 from babylm_train.minimal_pairs import read_pairs
+from babylm_train.tokenizer import Byte
 
 DOC = Path(__file__).parents[1] / "docs" / "BABYLM.md"
 MAINS = {
@@ -74,6 +77,54 @@ def test_the_ten_commands(workplace):
     card = (workplace / "hybrid/model/README.md").read_text(encoding="utf8")
     assert "license: cc-by-sa-4.0" in card
     assert "# hindi-babylm" in card
+    assert f"those of update {result_of(workplace / 'hybrid')['exported_update']:,}, after " in card
+
+
+def result_of(run) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_the_card_is_named_for_the_run_and_shows_values_but_no_environment(workplace, monkeypatch):
+    """Interpolations as they were composed; text of the environment stays a name."""
+    run = workplace / "hybrid.2"
+    shutil.copytree(workplace / "hybrid", run)
+    text = (run / "config.yaml").read_text(encoding="utf8")
+    for plain, other in (("cache_dir: cache", "cache_dir: ${oc.env:CACHE}"), ("batch_size: 4", "batch_size: ${seed}4")):
+        assert plain in text
+        text = text.replace(plain, other)
+    (run / "config.yaml").write_text(text.replace("text_field: text", "text_field: ${oc.env:WORD}"), encoding="utf8")
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", ["preflight", "hybrid.2", "license=mit"])
+    monkeypatch.setenv("CACHE", "cache")
+    with pytest.raises(SystemExit):
+        preflight.main()
+    monkeypatch.setenv("WORD", "text")
+    preflight.main()
+    card = (run / "model/README.md").read_text(encoding="utf8")
+    assert "\n# hybrid_2\n" in card
+    assert "batch_size=04" in card
+    assert "text_field=${oc.env:WORD}" in card
+    assert "${seed}" not in card
+
+
+def test_more_words_than_the_track_allows_are_found(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    run = preflight.open_run("causal")
+    words = run.result["words"]
+    assert all(finding.ok is not False for finding in preflight.check_ledger(run, words // 2))
+    failed = [finding.text for finding in preflight.check_ledger(run, words // 11) if finding.ok is False]
+    assert failed == [f"{words:,} words seen, track strict_small allows {words // 11 * 10:,} (10 epochs)"]
+
+
+@pytest.mark.parametrize("backend", ["causal", "mntp"])
+def test_a_short_model_and_a_tokenizer_without_padding_are_read_too(tmp_path, backend):
+    tokenizer = Byte().build([])
+    tokenizer.model_max_length, tokenizer.pad_token = 16, None
+    write_model(model_of("gpt2_nano", len(tokenizer), 16), tokenizer, tmp_path / "m", ("causal", "mntp"))
+    text = preflight.fitting("राम घर गया", submitted(tokenizer), 16 - preflight.FILLING)
+    assert text == "राम"  # the mark and 9 bytes; the next letter has 3 more beside its space
+    assert preflight.check_interface(tmp_path / "m", backend, [text]).ok
+    assert preflight.check_interface(tmp_path / "m", backend, []).ok is None
 
 
 def result_of_pairs(workplace) -> float:
@@ -98,7 +149,7 @@ def test_what_costs_scores_is_found(workplace, capsys):
     shutil.rmtree(broken / "milestones/chck_1000")
     rules = json.loads((broken / "model/tokenizer.json").read_text(encoding="utf8"))
     (broken / "model/tokenizer.json").write_text(json.dumps({**rules, "post_processor": None}), encoding="utf8")
-    code, out, err = check(broken, "name=gpt.0")
+    code, out, err = check(broken, "name=gpt.0", "license=")
     failed = [line for line in out.splitlines() if line.startswith("FAILED")]
     assert code == 2
     assert err.strip() == f"error: {broken}: {len(failed)} checks failed"

@@ -44,6 +44,8 @@ BAD = {
     "track=strict_small curriculum/schedule=linear curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "was made from text outside the corpus",
     "track=strict_small track.milestones=[2000,1000]": "track.milestones must be ascending numbers of words, got [2000, 1000]",
     "trainer.metric=pairs/all": "trainer.metric must be val/loss, or with trainer.eval_pairs pairs/all, got pairs/all",
+    "trainer.eval_pairs=corpus trainer.metric=pairs/al": "trainer.metric must be one of val/loss, pairs/all, pairs/",
+    "optimizer=sgd ~optimizer.fused optimizer._target_=torch.optim.Muon": "optimizer: Muon only supports 2D parameters",
     "trainer.eval_pairs=none.jsonl": "pairs: no such file: none.jsonl",
     "objective=masked": "objective: MaskedObjective needs an encoder, model is a decoder",
     "model=deberta_nano": "objective: CausalObjective needs a decoder, model is an encoder",

@@ -1,16 +1,21 @@
 """Evaluation against plain loops, and what must not change it."""
 
+import json
 import math
 
 import pytest
 import torch
+from test_model import model_of
 from tiny import LENGTH, random_split, tiny_model
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.evaluate import evaluate, sample, summarise
+from babylm_train.errors import InputError
+from babylm_train.evaluate import evaluate, load_model, report, sample, summarise
+from babylm_train.export import write_model
 from babylm_train.likelihood import log_probabilities
 from babylm_train.minimal_pairs import score_pairs
 from babylm_train.objective import CausalObjective
+from babylm_train.tokenizer import WordPiece
 from babylm_train.types import MinimalPair
 
 
@@ -80,3 +85,67 @@ def test_samples_are_seeded_and_leave_the_generators_alone(model):
     assert one == two
     assert one[0].startswith("ab")
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run of data=text: an untrained hybrid model of 16 positions, its tokenizer said to take more."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = WordPiece(700, 1).build(["अ आ इ"])
+    tokenizer.model_max_length = 10**6
+    torch.manual_seed(0)
+    write_model(model_of("gpt2_nano", len(tokenizer), 16), tokenizer, folder / "model", ("causal", "mntp"))
+    data = "data: {_target_: babylm_train.data.text.TextFiles, separator: blank_line}"
+    (folder / "config.yaml").write_text(data, encoding="utf8")
+    return folder
+
+
+def asked(**options):
+    names = ("revision", "pairs", "text", "separator", "backend")
+    return {**dict.fromkeys(names), "text_field": "text", "closing": "true", **options}
+
+
+def test_what_is_cut_is_said(run, tmp_path, capsys):
+    pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
+    assert report(str(run), asked(pairs=str(tmp_path / "p.jsonl")))["texts_cut"] == 2
+    said = "warning: 2 of 6 texts are longer than the model's 16 positions and were cut\n"
+    assert capsys.readouterr().err == said
+    assert load_model(run / "model")[1].model_max_length == 16
+
+
+def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("अ आ\nइ ई\n\nउ 漢\n", encoding="utf8")
+    found = report(str(run), asked(text=str(tmp_path / "t.txt")))["text"]["all"]
+    assert (found["tokens"], found["unknown_share"]) == (6 + 2, 1 / 8)  # a mark a document
+    assert "all: 12.500% of the tokens are unknown" in capsys.readouterr().out
+    (tmp_path / "u.txt").write_text("अ आ\nइ ई\n\nउ ऊ\n", encoding="utf8")
+    for where, options in ((run, {"separator": "line"}), (run / "model", {})):
+        found = report(str(where), asked(text=str(tmp_path / "u.txt"), **options))["text"]["all"]
+        assert found["tokens"] == 6 + 3
+        assert "unknown_share" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing to evaluate: give pairs=FILE or text=FILE"),
+        ({"text": "t.jsonl", "backend": "mntp"}, "backend=mntp: text= has the backends causal and mlm"),
+        ({"text": "t.jsonl", "separator": "comma"}, "separator must be line or blank_line, got comma"),
+        ({"text": "t.jsonl", "text_field": "body"}, r"no field body \(text_field\); there are: text"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"text": "अ"}\n', encoding="utf8")
+    with pytest.raises(InputError, match=message):
+        report(str(run), asked(**options))
+
+
+def test_a_tokenizer_without_the_mark_is_refused(run, tmp_path):
+    model, tokenizer, _ = load_model(run / "model")
+    model.save_pretrained(tmp_path)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        load_model(tmp_path)

@@ -1,10 +1,13 @@
 """Minimal pairs of any file, and log-probabilities in three backends, against plain loops."""
 
+import csv
+import gzip
 import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from test_model import model_of
 
 from babylm_train.errors import InputError
 from babylm_train.evaluate import evaluate_texts, future_leak, options
-from babylm_train.likelihood import batches_by_length, token_log_probabilities
+from babylm_train.likelihood import batches_by_length, token_log_probabilities, too_long
 from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
 from babylm_train.types import MinimalPair
 
@@ -131,13 +134,45 @@ def test_files_of_pairs(tmp_path):
     assert len(read_pairs(str(tmp_path / "*"))) == 4
 
 
+def test_files_as_others_write_them(tmp_path):
+    """MultiBLiMP's columns, byte order marks, gzip, and the quotes of pandas and of a file that has none of its own."""
+    rows = [{"sen": 'उसने कहा "हाँ"।', "wrong_sen": "उसने कही हाँ।"}, {"sen": '"हाँ"', "wrong_sen": "ना"}]
+    expected = [MinimalPair(row["sen"], row["wrong_sen"], "m") for row in rows]
+    lines = "\ufeff" + "\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "m.jsonl").write_text(lines, encoding="utf8")
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    frame = pandas.DataFrame(rows)
+    frame.to_csv(tmp_path / "m.tsv", sep="\t", encoding="utf-8-sig")
+    frame.to_csv(tmp_path / "m.tsv.gz", sep="\t", quoting=csv.QUOTE_ALL)
+    for path in sorted(tmp_path.iterdir()):
+        assert read_pairs(str(path)) == expected, path
+    (tmp_path / "raw.tsv").write_text('sen\twrong_sen\n"हाँ" कहा\t"हाँ\n', encoding="utf8")
+    assert read_pairs(str(tmp_path / "raw.tsv")) == [MinimalPair('"हाँ" कहा', '"हाँ', "raw")]
+
+
+def test_what_is_cut_is_counted_and_marks_in_a_text_are_text(models):
+    texts = ["a" * n for n in (11, 12, 13)]
+    assert [too_long(Letters(), texts, *how) for how in ((), ("causal", False), ("mlm",))] == [2, 1, 2]
+    from babylm_train.tokenizer import Byte
+
+    tokenizer = Byte().build([])
+    tokenizer.model_max_length = 12
+    model = model_of("gpt2_nano", len(tokenizer), 12).eval()
+    (scores,) = token_log_probabilities(model, tokenizer, ["<eos>"])
+    assert len(scores) == 6
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"good": "a", "bad": "b"}\n{"good": ""}', r"line 2: no text under good or sentence_good"),
+        (
+            b'{"good": "a", "bad": "b"}\n{"good": ""}',
+            r"line 2: no text under good or sentence_good or sen; there are: good",
+        ),
         (b"{", "line 1: no JSON"),
         (b"[1]", "line 1: not an object"),
-        (b"\xff", "byte 0 is not UTF-8"),
+        (b"\xff", r"line 1, byte 1 .*not UTF-8"),
+        (b'{"good": "a", "bad": "b", "UID": "all"}', "a phenomenon named all"),
         (b"\n", "holds no pair"),
     ],
 )
@@ -175,6 +210,23 @@ def test_options():
     for arguments, message in ((["a=1"], "one run's directory"), (["run", "c=1"], "c: no such option")):
         with pytest.raises(InputError, match=message):
             options(arguments, {"a": None})
+
+
+def test_the_result_says_which_update_was_exported(make_trainer, tmp_path, monkeypatch):
+    """The best of three epochs is the first: its words, not those of the whole run."""
+    from babylm_train import run
+
+    accuracies = iter([0.9, 0.5, 0.6])
+    trainer = make_trainer(epochs=3, eval_pairs="x", metric="pairs/all")
+    trainer.pairs = lambda: {"all": next(accuracies)}
+    trainer.train()
+    monkeypatch.setattr(run, "export", lambda *_: None)
+    monkeypatch.setattr(run, "sample", lambda *_, **__: [])
+    whole = SimpleNamespace(trainer=trainer, tokenizer=None, config={"seed": 0}, corpus=SimpleNamespace(pairs=()))
+    found = run.finish(whole, tmp_path)
+    words = {line["step"]: line["words"] for line in trainer.record.lines()}
+    assert found["exported_update"] == trainer.state.best_update < trainer.state.update
+    assert found["exported_words"] == words[trainer.state.best_update] < trainer.state.words
 
 
 def test_the_best_and_early_stopping_can_follow_the_pairs(make_trainer):

@@ -1,5 +1,6 @@
 """Models: their sizes, isolation of packed documents, dropout, decay groups."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from babylm_train.build import _optimizer
 from babylm_train.config import CONF
 from babylm_train.errors import InputError
 from babylm_train.model import causal_lm, count_parameters, is_encoder
@@ -95,6 +97,15 @@ def test_residual_dropout_acts_in_training_only_and_leaves_the_names_alone():
 def test_dropout_out_of_range(name, value):
     with pytest.raises(InputError, match=rf"model\.{name} must be in \[0, 1\)"):
         causal_lm(lambda: None, None, 8, **{"dropout": 0.1, "attention_dropout": 0.1, name: value})
+
+
+def test_an_optimizer_without_weight_decay_of_its_own_has_torchs():
+    options = SimpleNamespace(no_decay=[])
+    for optimizer, expected in ((torch.optim.AdamW, 0.01), (torch.optim.Adam, 0.0)):
+        built = _optimizer(
+            SimpleNamespace(optimizer=partial(optimizer, lr=0.1), options=options), torch.nn.Linear(2, 2)
+        )
+        assert [group["weight_decay"] for group in built.param_groups] == [expected]
 
 
 def test_norms_biases_and_embeddings_get_no_decay_unless_asked():

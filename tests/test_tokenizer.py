@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Config
 
-from babylm_train.data.corpus import Corpus, load_corpus
+from babylm_train.data.corpus import Corpus, load_corpus, normal
 from babylm_train.data.tokens import tokenize
 from babylm_train.errors import InputError
+from babylm_train.export import submitted
 from babylm_train.tokenizer import (
     BPE,
     SPECIAL,
@@ -39,7 +40,7 @@ BUILT = {type(recipe): recipe.build(TEXTS) for recipe in RECIPES}
 PIECES = st.sampled_from(["<eos>", "<0x41>", "##", "▁", "Ġ", " ", "\n", "क्षि", "<unk>", "é", "漢", "😀"])
 ANY = st.one_of(st.characters(min_codepoint=0x0900, max_codepoint=0x097F), st.characters(codec="ascii"), PIECES)
 HINDI = st.lists(ANY | st.sampled_from("\u200c\u200d"), max_size=30).map(
-    lambda p: unicodedata.normalize("NFC", "".join(p))
+    lambda p: unicodedata.normalize("NFC", "".join(p))  # joiners are normalised away
 )
 
 
@@ -62,7 +63,7 @@ def test_round_trip_is_exact(recipe):
     @settings(max_examples=150, deadline=None)
     @given(HINDI)
     def check(text: str) -> None:
-        assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text
+        assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == normal(text)
 
     check()
 
@@ -112,6 +113,17 @@ def test_saved_beside_a_model_it_loads_as_it_was(recipe, tmp_path):
         assert again.model_max_length == 64
         assert again.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
         assert {name: getattr(again, name) for name in SPECIAL} == SPECIAL
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: type(r).__name__)
+def test_text_that_was_not_cleaned_is_spelled_as_the_training_text(recipe, tmp_path):
+    """Joiners, a byte order mark and marks of direction, NFD: the ids of the clean spelling, after an export too."""
+    submitted(BUILT[type(recipe)]).save_pretrained(tmp_path)
+    GPT2Config().save_pretrained(tmp_path)
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    for raw in ("क्\u200dया वह", "\ufeffक्षे\u200cत्र\u200b में", "\u200eज\u00ad़\u0301 e\u200d\u0301", "\u0928\u093c"):
+        assert normal(raw) != raw
+        assert exported(raw)["input_ids"] == exported(normal(raw))["input_ids"]
 
 
 CODE = """

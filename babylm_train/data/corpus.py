@@ -25,7 +25,8 @@ from babylm_train.types import Document, MinimalPair
 FORMAT = 1  # raise it when cleaning or the files change: older caches are then built again
 READ_BYTES = 1 << 24
 
-_ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+ZERO_WIDTH = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"  # tokenizers take it out too
+_ZERO_WIDTH = re.compile(ZERO_WIDTH)
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -87,8 +88,12 @@ class Corpus:
 
 def fold(text: str) -> str:
     """NFC without zero-width characters; one space between words, one newline between lines, none at the ends."""
-    text = unicodedata.normalize("NFC", _ZERO_WIDTH.sub("", text))
-    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+    return "\n".join(line for line in (" ".join(line.split()) for line in normal(text).splitlines()) if line)
+
+
+def normal(text: str) -> str:
+    """NFC without zero-width characters."""
+    return unicodedata.normalize("NFC", _ZERO_WIDTH.sub("", text))
 
 
 def unusable(text: str) -> str | None:

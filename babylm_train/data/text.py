@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,19 +95,21 @@ class TextFiles:
         return read_files(files, self.text_field, self.separator)
 
 
-def read_files(files: Sequence[Path], text_field: str, separator: Literal["line", "blank_line"]) -> Iterator[Document]:
-    """The documents of `files`, as they stand there.
+def read_files(
+    files: Sequence[Path], text_field: str, separator: Literal["line", "blank_line"], key: str = "data.text_field"
+) -> Iterator[Document]:
+    """The documents of `files`, as they stand there; `key` is what `text_field` is called in a message.
 
     Raises:
         InputError: naming the path, the line and the byte.
     """
     for path in files:
         if path.suffix == ".parquet":
-            yield from _parquet(path, text_field)
+            yield from _parquet(path, text_field, key)
         elif _suffix(path).startswith(".txt"):
             yield from _text(path, separator)
         else:
-            yield from _json_lines(path, text_field)
+            yield from _json_lines(path, text_field, key)
 
 
 def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
@@ -150,8 +153,12 @@ def _digest(path: Path) -> str:
         raise InputError(f"cannot read {printable(path)}: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file and their numbers from 1, decoded; memory is bounded whatever the file holds.
+
+    Raises:
+        InputError: naming the path, the line and the byte.
+    """
     try:
         with path.open("rb") as raw, cast(IO[bytes], gzip.open(raw) if path.suffix == ".gz" else raw) as file:
             number = position = 0
@@ -172,6 +179,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(path: Path, number: int, position: int, line: bytes) -> str:
     where = f"{printable(path)}, line {number}"
+    if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise InputError(f"{printable(path)} is UTF-16: convert it to UTF-8")
     if (nul := line.find(b"\0")) >= 0:
         raise InputError(f"{where}, byte {nul + 1} (offset {position + nul} in the file): NUL, this is no text")
     if len(line) > MAX_LINE_BYTES:
@@ -188,11 +197,11 @@ def _decode(path: Path, number: int, position: int, line: bytes) -> str:
 def _text(path: Path, separator: str) -> Iterator[Document]:
     if separator == "line":
         # A lone carriage return or U+2028 is white space here: documents that are lines have one line.
-        yield from (Document(" ".join(line.split()), path.name) for _, line in _lines(path))
+        yield from (Document(" ".join(line.split()), path.name) for _, line in read_lines(path))
         return
     held: list[str] = []
     size = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if line.strip():
             held.append(line)
             size += len(line.encode())
@@ -208,8 +217,8 @@ def _text(path: Path, separator: str) -> Iterator[Document]:
         yield Document("".join(held), path.name)
 
 
-def _json_lines(path: Path, field: str) -> Iterator[Document]:
-    for number, line in _lines(path):
+def _json_lines(path: Path, field: str, key: str) -> Iterator[Document]:
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         where = f"{printable(path)}, line {number}"
@@ -222,12 +231,12 @@ def _json_lines(path: Path, field: str) -> Iterator[Document]:
         if not isinstance(record, dict):
             raise InputError(f"{where}: a JSON object a line is expected, this is a {type(record).__name__}")
         if field not in record:
-            raise InputError(_missing(where, field, list(record)))
+            raise InputError(_missing(where, field, key, list(record)))
         source = record.get("source")
         yield _document(where, field, record[field], source if isinstance(source, str) else path.name)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Document]:
+def _parquet(path: Path, field: str, key: str) -> Iterator[Document]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -238,7 +247,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
         with parquet.ParquetFile(path, read_dictionary=[field]) as file:
             names = file.schema_arrow.names
             if field not in names:
-                raise InputError(_missing(printable(path), field, names))
+                raise InputError(_missing(printable(path), field, key, names))
             groups = (file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             if sum(groups) > MAX_FILE_BYTES:
                 raise InputError(f"{printable(path)} holds more than {MAX_FILE_BYTES:,} bytes: cut it up")
@@ -270,6 +279,6 @@ def _document(where: str, field: str, text: Any, source: str) -> Document:
     return Document(text or "", source)
 
 
-def _missing(where: str, field: str, present: Sequence[str]) -> str:
+def _missing(where: str, field: str, key: str, present: Sequence[str]) -> str:
     there = ", ".join(printable(name)[:40] for name in present[:10])
-    return f"{where}: no field {printable(field)} (data.text_field); there are: {there or 'none'}"
+    return f"{where}: no field {printable(field)} ({key}); there are: {there or 'none'}"

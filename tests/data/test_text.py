@@ -76,7 +76,7 @@ def test_what_changed_is_read_again(tmp_path):
         ("a.txt", b"", "data.train holds no document"),
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3 (offset 5 in the file): not UTF-8 (0xff)"),
         ("a.txt", b"\xef\xbb\xbfab\xffc\n", "a.txt, line 1, byte 6 (offset 5 in the file): not UTF-8 (0xff)"),
-        ("a.txt", b"\xff\xfe\x00abc\n", "a.txt, line 1, byte 3 (offset 2 in the file): NUL"),
+        ("a.txt", b"\xff\xfe\x00abc\n", "a.txt is UTF-16: convert it to UTF-8"),
         ("a.txt.gz", b"ok\nab\x00", "a.txt.gz, line 2, byte 3 (offset 5 in the file): NUL"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2, column 10: broken JSON"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: a JSON object a line is expected, this is a list"),

@@ -94,7 +94,7 @@ CORPORA = {  # name: (content, what the line says)
         "राम\n".encode() + b"caf\xe9\n",
         "latin1.txt, line 2, byte 4 (offset 13 in the file): not UTF-8 (0xe9)",
     ),
-    "utf16.txt": (WORDS.encode("utf-16"), "utf16.txt, line 1, byte "),
+    "utf16.txt": (WORDS.encode("utf-16"), "utf16.txt is UTF-16: convert it to UTF-8"),
     "nul.txt": (b"ok\na\0b\n", "nul.txt, line 2, byte 2 (offset 4 in the file): NUL"),
     "one.txt": (b"one document\n", "data: one document cannot be split"),
     "same.txt": (b"the same\n" * 9, "data: one document cannot be split"),
