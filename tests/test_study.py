@@ -210,7 +210,7 @@ def test_jobs_in_a_slurm_queue_go_on_after_they_were_preempted(tmp_path):
     metrics = next(job.glob("*job-10*/metrics.jsonl"))
     before = metrics.stat().st_mtime_ns
     submitted = environment | {"BABYLM_SWEEP": next((job / ".sweeps").iterdir()).name}  # SLURM keeps a job's variables
-    subprocess.run(["scontrol", "requeue", "77_0"], env=submitted, check=True)
+    subprocess.run(["scontrol", "requeue", "77_0"], cwd=tmp_path, env=submitted, check=True)
     while time.monotonic() < until and metrics.stat().st_mtime_ns == before:
         time.sleep(0.02)
     os.killpg(int((tmp_path / "queue/0.pid").read_text()), signal.SIGUSR2)  # every process of the step gets it
