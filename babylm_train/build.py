@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import random
 import re
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from babylm_train.track import Track
     from babylm_train.trainer import Trainer, TrainerOptions
     from babylm_train.types import MinimalPair
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_LENGTH = 10**9  # updates, where a run's length is not known before its corpus is read
 
@@ -232,7 +235,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
     optimizer = _optimizer(built, model)
-    objective, pairs = built.objective.begin(tokenizer), _eval_pairs(options, corpus)
+    objective, pairs = built.objective.begin(tokenizer), _eval_pairs(built, corpus, tokenizer)
     first = EvaluationRows(beginning(validation), source.max_length)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
@@ -345,9 +348,10 @@ def _outside(part: Any) -> str | None:
     return getattr(part, "outside_text", None)
 
 
-def _eval_pairs(options: TrainerOptions, corpus: Corpus) -> Sequence[MinimalPair]:
-    from babylm_train.minimal_pairs import by_phenomenon, read_pairs
+def _eval_pairs(built: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Sequence[MinimalPair]:
+    from babylm_train.minimal_pairs import by_phenomenon, read_pairs, texts_cut
 
+    options = built.options
     if options.eval_pairs is None:
         return ()
     pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs)
@@ -356,6 +360,8 @@ def _eval_pairs(options: TrainerOptions, corpus: Corpus) -> Sequence[MinimalPair
     allowed = ["val/loss", *(f"pairs/{name}" for name in by_phenomenon(pairs))]
     if options.metric not in allowed:
         raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
+    if cut := texts_cut(tokenizer, pairs, built.objective.backends[0]):
+        log.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
     return pairs
 
 

@@ -288,15 +288,15 @@ def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _report_pairs(model: Any, tokenizer: Any, backend: str, pattern: str, closing: str) -> dict[str, Any]:
-    from babylm_train.likelihood import too_long
-    from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
+    from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs, texts_cut
 
     if closing not in ("true", "false"):
         raise InputError(f"closing must be true or false, got {closing}")
     pairs, closes = read_pairs(pattern), closing == "true"
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    if cut := too_long(tokenizer, texts, backend, closes):
-        what = f"{cut:,} of {len(texts):,} texts are longer than the model's {tokenizer.model_max_length:,} positions"
+    if cut := texts_cut(tokenizer, pairs, backend, closes):
+        what = (
+            f"{cut:,} of {2 * len(pairs):,} texts are longer than the model's {tokenizer.model_max_length:,} positions"
+        )
         print(f"warning: {what} and were cut", file=sys.stderr)
     hits = judge(model, tokenizer, pairs, backend=backend, closing=closes)
     scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from babylm_train.data.text import read_lines
 from babylm_train.errors import InputError
-from babylm_train.likelihood import token_log_probabilities
+from babylm_train.likelihood import token_log_probabilities, too_long
 from babylm_train.types import MinimalPair
 
 if TYPE_CHECKING:
@@ -126,6 +126,13 @@ def score_pairs(
     """Accuracy by phenomenon and over `all` pairs: the share with the more probable good sentence; a tie is half."""
     hits = judge(model, tokenizer, pairs, **options)["summed"]
     return {name: float(hits[index].mean()) for name, index in by_phenomenon(pairs).items()}
+
+
+def texts_cut(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[MinimalPair], backend: str = "causal", closing: bool = True
+) -> int:
+    """How many sentences of `pairs` are longer than the model's positions and are cut before they are scored."""
+    return too_long(tokenizer, [text for pair in pairs for text in (pair.good, pair.bad)], backend, closing)
 
 
 def by_phenomenon(pairs: Sequence[MinimalPair]) -> dict[str, np.ndarray]:

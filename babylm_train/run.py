@@ -20,7 +20,7 @@ from babylm_train.errors import InputError, InUse, RunError, StorageError, print
 from babylm_train.evaluate import PROMPTS, sample
 from babylm_train.export import write_model
 from babylm_train.milestones import revisions
-from babylm_train.minimal_pairs import score_pairs
+from babylm_train.minimal_pairs import score_pairs, texts_cut
 from babylm_train.model import count_parameters
 from babylm_train.plan import exposure_so_far, plan_of
 from babylm_train.record import find_checkpoint, write_json, write_text
@@ -208,7 +208,9 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
     values |= {"exported_update": exported["update"], "exported_words": exported["words"]}
     values["likelihood"] = objective.likelihood
     if run.corpus.pairs:
-        values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=objective.backends[0])
+        backend = objective.backends[0]
+        values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=backend)
+        values["texts_cut"] = texts_cut(run.tokenizer, run.corpus.pairs, backend)
     return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
 
 
@@ -271,6 +273,8 @@ def table(result: dict[str, Any]) -> str:
     names = tuple(name for name in names if name in result)
     lines = [f"  {name:<24}{_show(result[name])}" for name in names]
     lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
+    if cut := result.get("texts_cut"):
+        lines.append(f"  {'cut':<24}{cut:,} texts of pairs, longer than data.max_length")
     texts = zip(PROMPTS, map(printable, result["samples"]), strict=False)  # an encoder writes none
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 

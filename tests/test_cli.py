@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,14 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(run, tmp_path, argumen
     assert lines[0].startswith("error: ")
     assert BAD[given] in lines[0]
     assert {p.name for p in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_pairs_that_do_not_fit_are_said_before_training_and_after_it(run):
+    code, out, err = run(*SMALL, "data.max_length=4", "trainer.max_steps=1", "trainer.eval_pairs=corpus")
+    assert code == 0
+    said = re.search(r"trainer.eval_pairs: (\d+) texts are longer than data.max_length and are cut", err)
+    assert 0 < int(said[1]) <= 2000
+    assert f"{int(said[1]):,} texts of pairs, longer than data.max_length" in out
 
 
 def test_a_run_from_nothing_and_again(run, tmp_path):
