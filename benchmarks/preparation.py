@@ -73,17 +73,8 @@ def main() -> None:
     length = options.max_length
     print("| what | measured | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
-        source = TextFiles(
-            train=[str(options.file)],
-            validation=None,
-            text_field="text",
-            separator="line",
-            max_words=None,
-            validation_share=0.05,
-            seed=0,
-            max_length=length,
-            cache_dir=cache,
-        )
+        rest = {"validation": None, "text_field": "text", "max_words": None, "validation_share": 0.05, "seed": 0}
+        source = TextFiles(str(options.file), separator="line", max_length=length, cache_dir=cache, **rest)  # type: ignore[arg-type]
         corpus = timed("load, clean, deduplicate", "under 15 s", source.load)
         recipe = BPE(vocab_size=options.vocabulary, min_frequency=2)
         tokenizer = timed("train the tokenizer", "under 10 s", lambda: recipe.build(corpus.train))
