@@ -87,10 +87,10 @@ def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: flo
     stopping = _Stopping(process)
     with handled(stopping.handle) as before:
         outcome = _wait(process, ours, stopping, time.monotonic() + (timeout or math.inf))
-    if callable(again := before.get(stopping.got)):  # submitit's, which puts the job back into the queue
+    if executor() and callable(again := before.get(stopping.got)):  # submitit's, which puts the job back into the queue
         again(stopping.got, None)
     if stopping.asked:
-        if stopping.got == signal.SIGTERM and under_slurm():
+        if stopping.got == signal.SIGTERM and executor() == "slurm":
             time.sleep(REQUEUED)
         if outcome.status == "killed":
             raise PreemptedError("preempted, and killed before it had saved: goes on from its last checkpoint")
@@ -100,9 +100,9 @@ def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: flo
     return outcome
 
 
-def under_slurm() -> bool:
-    """Is this a job that submitit has put into a SLURM queue?"""
-    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+def executor() -> str:
+    """`slurm` or `local` in a job of submitit's, empty elsewhere."""
+    return os.environ.get("SUBMITIT_EXECUTOR", "")
 
 
 def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until: float) -> Outcome:
@@ -118,7 +118,7 @@ def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until:
         if stopping.parent_is_gone():
             stopping.asked = True
             stopping.stop()
-        if stopping.since and time.monotonic() - stopping.since > (SLURM_GRACE if under_slurm() else GRACE):
+        if stopping.since and time.monotonic() - stopping.since > (SLURM_GRACE if executor() == "slurm" else GRACE):
             process.kill()
         process.join(0)
     if outcome is not None:
