@@ -94,7 +94,8 @@ def _launch(sweep: Sweep) -> str:
         while sweep.wait_for_others():
             task()
     except RuntimeError as error:  # joblib's and submitit's, of a worker that died; jobs' own end in their processes
-        message = one_line(RunError(f"launcher: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"))
+        said = (str(error).strip() or "no reason given").splitlines()[0][:300]
+        message = one_line(RunError(f"launcher: {type(error).__name__}: {said}"))
         print(f"error: {message}", file=sys.stderr, flush=True)
         return message
     return ""

@@ -27,18 +27,6 @@ Places = tuple[torch.Tensor, torch.Tensor]  # row and column of each of N predic
 MAX_PADDING = 0.1  # of a batch
 
 
-def log_probabilities(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    batch_tokens: int = BATCH_TOKENS,
-    backend: str = "causal",
-    closing: bool = True,
-) -> list[float]:
-    """Summed log-probability of each text in nats, in the order given; arguments as token_log_probabilities."""
-    return [float(t.sum()) for t in token_log_probabilities(model, tokenizer, texts, batch_tokens, backend, closing)]
-
-
 def token_log_probabilities(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
