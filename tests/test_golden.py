@@ -1,0 +1,23 @@
+"""The golden runs give what they gave: to the bit on the kind of machine that froze them, to rounding on any other."""
+
+import json
+
+import golden
+import pytest
+from forked import import_all
+
+ROUNDED = ("bf16", "tf32", "fp16")  # whose products differ between processors
+
+
+@pytest.mark.parametrize("name", golden.RUNS)
+def test_golden_run(name, tmp_path):
+    import_all()
+    frozen = json.loads(golden.VALUES.read_text(encoding="utf8"))
+    found, before = golden.measure(name, tmp_path), frozen["runs"][name]
+    if frozen["machine"] == golden.machine():
+        assert found == before
+    rounded = name.endswith(ROUNDED)
+    for one in (found, before):
+        one["result"].pop("samples", None)  # a draw near a boundary turns on the last bit
+    assert golden.difference(before["metrics"], found["metrics"]) < (2e-2 if rounded else 1e-5)
+    assert golden.difference(before["result"], found["result"]) < (1e-3 if rounded else 1e-6)
