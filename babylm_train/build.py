@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from babylm_train.babylm.track import Track
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
     from babylm_train.data.corpus import Corpus
     from babylm_train.data.tokens import TokenizedSplit
-    from babylm_train.track import Track
+    from babylm_train.state import MinimalPair
     from babylm_train.trainer import Trainer, TrainerOptions
-    from babylm_train.types import MinimalPair
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def parts(config: DictConfig) -> Parts:
 
 def _check_rates(config: DictConfig) -> None:
     """The commonest mistakes about learning rates, found before torch is imported."""
-    from babylm_train.scheduler import resolve_warmup
+    from babylm_train.optim import resolve_warmup
 
     lr = config.get("optimizer", {}).get("lr")
     if lr is not None and lr < 0:
@@ -138,8 +138,8 @@ def _rehearse(built: Parts) -> None:
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
-    from babylm_train.export import BOTH_WAYS
-    from babylm_train.model import is_encoder
+    from babylm_train.model.build import is_encoder
+    from babylm_train.model.export import BOTH_WAYS
 
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     try:
@@ -219,12 +219,12 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     Raises:
         InputError: the corpus, the tokenizer or a length does not fit. OutOfMemory: the model does not.
     """
+    from babylm_train.babylm.milestones import Milestones, beginning
     from babylm_train.data.packing import EvaluationRows
-    from babylm_train.evaluate import evaluate
-    from babylm_train.milestones import Milestones, beginning
-    from babylm_train.minimal_pairs import score_pairs
-    from babylm_train.model import count_parameters
-    from babylm_train.tokenizer import tokenizer_fingerprint
+    from babylm_train.data.tokenizer import tokenizer_fingerprint
+    from babylm_train.evaluation.loss import evaluate
+    from babylm_train.evaluation.pairs import score_pairs
+    from babylm_train.model.build import count_parameters
     from babylm_train.trainer import Trainer
 
     options, source = built.options, built.source
@@ -274,8 +274,8 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
     import transformers
 
     from babylm_train.data.corpus import describe
+    from babylm_train.data.tokenizer import load_tokenizer, tokenizer_report
     from babylm_train.data.tokens import tokenize
-    from babylm_train.tokenizer import load_tokenizer, tokenizer_report
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -331,7 +331,7 @@ def _optimizer(built: Parts, model: Any) -> Any:
     Raises:
         InputError: it does not take these parameters, as Muon, which takes matrices alone.
     """
-    from babylm_train.optimizer import parameter_groups
+    from babylm_train.optim import parameter_groups
 
     partial = built.optimizer
     declared = inspect.signature(partial.func).parameters.get("weight_decay")
@@ -349,7 +349,7 @@ def _outside(part: Any) -> str | None:
 
 
 def _eval_pairs(built: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Sequence[MinimalPair]:
-    from babylm_train.minimal_pairs import by_phenomenon, read_pairs, texts_cut
+    from babylm_train.evaluation.pairs import by_phenomenon, read_pairs, texts_cut
 
     options = built.options
     if options.eval_pairs is None:

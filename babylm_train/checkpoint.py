@@ -184,6 +184,24 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def find_checkpoint(resume: str) -> Path:
+    """What `resume` names: a checkpoint, or the folder of checkpoints of a run's directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(resume)
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    try:
+        if any(folder.glob("checkpoint_*.pt")):
+            return folder
+        if path.is_file():
+            return path
+    except OSError as error:  # a name longer than the file system takes
+        raise InputError(f"resume={resume}: no checkpoint there: {error.strerror}") from error
+    raise InputError(f"resume={resume}: no checkpoint there")
+
+
 def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
     """Holds the configuration of a run against the one it is to go on from, both as `key.key: value`.
 

@@ -26,7 +26,7 @@ from babylm_train.preemption import SIGNALS, preemptible
 
 if TYPE_CHECKING:
     from babylm_train.run import Request
-    from babylm_train.study import Sweep
+    from babylm_train.study.jobs import Sweep
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def _sweep(config: DictConfig) -> None:
         SystemExit: a job failed; with the exit code of the first that did.
         PreemptedError: this process was asked to stop; the running jobs have saved their states.
     """
-    from babylm_train.study import sweep_in
+    from babylm_train.study.jobs import sweep_in
 
     directory, trouble = Path(config.hydra.sweep.dir), ""
     with sweep_in(directory) as sweep:
         if "n_trials" in config.hydra.sweeper:
-            from babylm_train.hpo import continued
+            from babylm_train.study.search import continued
 
             with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
                 sys.argv += left
@@ -112,7 +112,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _report(directory: Path) -> None:
     """Writes the report of a sweep that ended, failed jobs or not; its own failure is said and hides nothing."""
-    from babylm_train.report import write_report
+    from babylm_train.study.report import write_report
 
     try:
         print(f"report: {write_report(directory)}")
@@ -123,7 +123,7 @@ def _report(directory: Path) -> None:
 def _check_values(configs: list[DictConfig]) -> None:
     """Builds what is cheap of every configuration, so that a mistake is found before anything is written."""
     from babylm_train import build
-    from babylm_train.record import find_checkpoint
+    from babylm_train.checkpoint import find_checkpoint
 
     for config in configs:
         if config.resume is not None:
@@ -138,7 +138,7 @@ def task(config: DictConfig) -> float:
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
         return _study_job(config, directory)
     from babylm_train.run import record_failure
-    from babylm_train.study import Outcome
+    from babylm_train.study.jobs import Outcome
 
     request = _request(config)
     try:
@@ -152,7 +152,7 @@ def task(config: DictConfig) -> float:
 def _study_job(config: DictConfig, directory: Path) -> float:
     """The same in a process of its own; how it ended is noted for the sweep, and its failure in its result.json."""
     from babylm_train.run import placed, record_failure
-    from babylm_train.study import Outcome, Sweep, failed_since, isolated
+    from babylm_train.study.jobs import Outcome, Sweep, failed_since, isolated
 
     study, config_hash = Path(HydraConfig.get().sweep.dir).absolute(), checks.config_hash(config)
     directory = placed(directory, config_hash)

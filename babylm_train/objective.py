@@ -10,7 +10,7 @@ import numpy as np
 
 from babylm_train.errors import InputError
 from babylm_train.masking import Corruption, corrupt, in_turn
-from babylm_train.types import IGNORE, Batch
+from babylm_train.state import IGNORE, Batch
 
 if TYPE_CHECKING:
     from typing import Self

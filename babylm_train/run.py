@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from babylm_train.checkpoint import Checkpoints, load
+from babylm_train.babylm.milestones import revisions
+from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
 from babylm_train.errors import InputError, InUse, RunError, StorageError, printable
-from babylm_train.evaluate import PROMPTS, sample
-from babylm_train.export import write_model
-from babylm_train.milestones import revisions
-from babylm_train.minimal_pairs import score_pairs, texts_cut
-from babylm_train.model import count_parameters
-from babylm_train.plan import exposure_so_far, plan_of
-from babylm_train.record import find_checkpoint, write_json, write_text
+from babylm_train.evaluation.loss import PROMPTS, sample
+from babylm_train.evaluation.pairs import score_pairs, texts_cut
+from babylm_train.files import write_json, write_text
+from babylm_train.model.build import count_parameters
+from babylm_train.model.export import write_model
 from babylm_train.step import memory_errors
+from babylm_train.tools.plan import exposure_so_far, plan_of
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
     from babylm_train.preemption import Preemption
-    from babylm_train.study import Outcome
+    from babylm_train.study.jobs import Outcome
     from babylm_train.trainer import Trainer
 
 LOCK = ".lock"

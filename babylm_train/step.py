@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from babylm_train.errors import DivergedError, OutOfMemory
-from babylm_train.types import Batch
+from babylm_train.state import Batch
 
 MAX_SKIPPED = 20  # overflows of fp16 in a row before the run counts as diverged
 

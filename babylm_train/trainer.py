@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from babylm_train.babylm.milestones import Milestones
 from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_other, rng_state, set_rng_state
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.errors import DivergedError, InputError, PreemptedError
-from babylm_train.evaluate import evaluate
-from babylm_train.forward import Forward
-from babylm_train.milestones import Milestones
-from babylm_train.record import Record
-from babylm_train.size import flops_per_token
+from babylm_train.evaluation.loss import evaluate
+from babylm_train.metrics import Record
+from babylm_train.model.forward import Forward
+from babylm_train.model.size import flops_per_token
+from babylm_train.state import Batch, Evaluation, Logger, Objective, Precision, RunState
 from babylm_train.step import Step, Update, memory_errors
 from babylm_train.throughput import Meter, keep_pages, peak_flops, profiler, shown
-from babylm_train.types import Batch, Evaluation, Logger, Objective, Precision, RunState
 
 log = logging.getLogger(__name__)
 

@@ -25,16 +25,14 @@ from babylm_train.curriculum.schedule import FullSchedule
 from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
-from babylm_train.forward import Forward
 from babylm_train.logger import NoLogger
-from babylm_train.model import causal_lm
+from babylm_train.model.build import causal_lm
+from babylm_train.model.forward import Forward
 from babylm_train.objective import CausalObjective
-from babylm_train.optimizer import parameter_groups
-from babylm_train.precision import Precision
-from babylm_train.scheduler import linear
+from babylm_train.optim import Precision, linear, parameter_groups
+from babylm_train.state import IGNORE, EpochSlice
 from babylm_train.throughput import keep_pages, peak_memory
 from babylm_train.trainer import Trainer, TrainerOptions
-from babylm_train.types import IGNORE, EpochSlice
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from babylm_train.data.pairs import minimal_pairs
 from babylm_train.data.stories import generate
-from babylm_train.minimal_pairs import score_pairs
-from babylm_train.tokenizer import BPE
+from babylm_train.data.tokenizer import BPE
+from babylm_train.evaluation.pairs import score_pairs
 
 
 def main() -> None:

@@ -29,12 +29,12 @@ from babylm_train.curriculum.schedule import LinearSchedule
 from babylm_train.curriculum.strategy import LengthBasedCurriculum
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.data.text import TextFiles
+from babylm_train.data.tokenizer import BPE
 from babylm_train.data.tokens import tokenize
-from babylm_train.evaluate import evaluate
-from babylm_train.forward import Forward
+from babylm_train.evaluation.loss import evaluate
+from babylm_train.model.forward import Forward
 from babylm_train.objective import CausalObjective
 from babylm_train.throughput import keep_pages
-from babylm_train.tokenizer import BPE
 
 
 def timed(name: str, goal: str, function: Callable[[], Any]) -> Any:

@@ -32,7 +32,7 @@ from arms import Measured, Setting, bare, hf_trainer, lightning, ours, padded_to
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from babylm_train.size import flops_per_token
+from babylm_train.model.size import flops_per_token
 from babylm_train.throughput import keep_pages, measured_flops
 
 WORDS = 500_000
@@ -198,7 +198,7 @@ def report(
 
 def encode(pipe: Any, documents: list[str]) -> None:
     """Token ids of the documents, and of their sentences."""
-    from babylm_train.tokenizer import BPE
+    from babylm_train.data.tokenizer import BPE
 
     backend: Tokenizer = BPE(vocab_size=8192, min_frequency=2).build(documents).backend_tokenizer
     lines = [part.strip() for text in documents for part in re.split(r"(?<=[।?!\n])", text) if part.strip()]

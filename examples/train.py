@@ -12,14 +12,13 @@ from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule
 from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.stories import Stories
+from babylm_train.data.tokenizer import BPE
 from babylm_train.data.tokens import tokenize
-from babylm_train.export import write_model
 from babylm_train.logger import NoLogger
-from babylm_train.model import causal_lm
+from babylm_train.model.build import causal_lm
+from babylm_train.model.export import write_model
 from babylm_train.objective import CausalObjective
-from babylm_train.precision import Precision
-from babylm_train.scheduler import cosine
-from babylm_train.tokenizer import BPE
+from babylm_train.optim import Precision, cosine
 from babylm_train.trainer import Trainer, TrainerOptions
 
 out, length, rows = Path(sys.argv[1] if len(sys.argv) > 1 else "stories"), 128, 16

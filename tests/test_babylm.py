@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from test_model import model_of
 
-from babylm_train import cli, difficulty, evaluate, lr_finder, plan, preflight
+from babylm_train import cli
+from babylm_train.babylm import preflight
 from babylm_train.data.pairs import minimal_pairs
 from babylm_train.data.stories import generate
-from babylm_train.export import submitted, write_model
-from babylm_train.minimal_pairs import read_pairs
-from babylm_train.tokenizer import Byte
+from babylm_train.data.tokenizer import Byte
+from babylm_train.evaluation import command as evaluate
+from babylm_train.evaluation.pairs import read_pairs
+from babylm_train.model.export import submitted, write_model
+from babylm_train.tools import difficulty, lr_finder, plan
 
 DOC = Path(__file__).parents[1] / "docs" / "BABYLM.md"
 MAINS = {
@@ -211,7 +214,7 @@ def test_lm_eval_finds_the_same_accuracy(workplace):
     (path,) = (workplace / "lm_eval").rglob("results_*.json")
     theirs = json.loads(path.read_text())["results"]["hindi_pairs"]["acc,none"]
     loaded, tokenizer, _ = evaluate.load_model(workplace / "causal/model")
-    from babylm_train.minimal_pairs import score_pairs
+    from babylm_train.evaluation.pairs import score_pairs
 
     pairs = read_pairs(str(workplace / "pairs.jsonl"))
     assert theirs == pytest.approx(score_pairs(loaded, tokenizer, pairs, closing=False)["all"])

@@ -169,7 +169,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.stories import Stories
 from babylm_train.data.tokens import tokenize
-from babylm_train.evaluate import evaluate
+from babylm_train.evaluation.loss import evaluate
 from babylm_train.objective import CausalObjective
 model, cache = AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])

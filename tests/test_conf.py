@@ -41,7 +41,7 @@ def test_every_fragment_composes(option):
 def workplace(tmp_path_factory):
     """A folder with a text corpus, a tokenizer and a cache that all runs share."""
     from babylm_train.data.stories import generate
-    from babylm_train.tokenizer import BPE
+    from babylm_train.data.tokenizer import BPE
 
     folder = tmp_path_factory.mktemp("workplace")
     texts = generate(2000, seed=5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from babylm_train import difficulty
 from babylm_train.errors import InputError
+from babylm_train.tools import difficulty
 
 DOCUMENTS = [f"दस्तावेज़ {n}\nशब्द" for n in range(40)]
 WORDS = np.full(40, 3)

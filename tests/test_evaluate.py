@@ -9,14 +9,15 @@ from test_model import model_of
 from tiny import LENGTH, random_split, tiny_model
 
 from babylm_train.data.packing import EvaluationRows
+from babylm_train.data.tokenizer import WordPiece
 from babylm_train.errors import InputError
-from babylm_train.evaluate import evaluate, load_model, report, sample, summarise
-from babylm_train.export import write_model
-from babylm_train.likelihood import token_log_probabilities
-from babylm_train.minimal_pairs import score_pairs
+from babylm_train.evaluation.command import load_model, report
+from babylm_train.evaluation.likelihood import token_log_probabilities
+from babylm_train.evaluation.loss import evaluate, sample, summarise
+from babylm_train.evaluation.pairs import score_pairs
+from babylm_train.model.export import write_model
 from babylm_train.objective import CausalObjective
-from babylm_train.tokenizer import WordPiece
-from babylm_train.types import MinimalPair
+from babylm_train.state import MinimalPair
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from test_model import model_of
 from tiny import LENGTH, VOCABULARY
 
-from babylm_train import attention, throughput
-from babylm_train.dropout import dropout
+from babylm_train import throughput
 from babylm_train.errors import DivergedError
-from babylm_train.forward import Forward, has_linear_head
-from babylm_train.loss import summed_cross_entropy
+from babylm_train.model import attention
+from babylm_train.model.dropout import dropout
+from babylm_train.model.forward import Forward, has_linear_head
+from babylm_train.model.loss import summed_cross_entropy
+from babylm_train.model.size import flops_per_token
 from babylm_train.objective import CausalObjective
-from babylm_train.size import flops_per_token
-from babylm_train.types import IGNORE, Batch
+from babylm_train.state import IGNORE, Batch
 
 
 def packed(rows: int, length: int, seed: int) -> Batch:
@@ -118,7 +119,7 @@ def test_masks_say_the_same_as_blocks():
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_cross_entropy_in_chunks(rows, monkeypatch):
-    monkeypatch.setitem(__import__("babylm_train.loss").loss.LOGITS, "cpu", rows * 50)
+    monkeypatch.setitem(__import__("babylm_train.model.loss").loss.LOGITS, "cpu", rows * 50)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (2, 9))

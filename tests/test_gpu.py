@@ -13,8 +13,8 @@ from test_forward import loss_and_gradients, packed
 from test_model import model_of
 
 from babylm_train.errors import PreemptedError
-from babylm_train.forward import Forward
-from babylm_train.precision import Precision
+from babylm_train.model.forward import Forward
+from babylm_train.optim import Precision
 
 DEVICE = "cuda"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts

@@ -19,8 +19,8 @@ DOORS = {
     "babylm_train.build",
     "babylm_train.config",
     "babylm_train.cli",
-    "babylm_train.plan",
-    "babylm_train.difficulty",
+    "babylm_train.tools.plan",
+    "babylm_train.tools.difficulty",
 }
 
 

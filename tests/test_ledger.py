@@ -11,9 +11,9 @@ from babylm_train.curriculum.schedule import LinearSchedule
 from babylm_train.curriculum.strategy import LengthBasedCurriculum
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.stories import Stories
+from babylm_train.data.tokenizer import BPE, Byte, Character, Unigram, WordPiece
 from babylm_train.data.tokens import tokenize
 from babylm_train.errors import PreemptedError
-from babylm_train.tokenizer import BPE, Byte, Character, Unigram, WordPiece
 
 LENGTH, EPOCHS = 32, 3
 TOKENIZERS = {

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from babylm_train import lr_finder
 from babylm_train.checkpoint import rng_state
 from babylm_train.curriculum.schedule import PerformanceSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
 from babylm_train.errors import DivergedError, InputError, OutOfMemory, PreemptedError, StorageError
-from babylm_train.lr_finder import LRFinding, find_lr, own_options, range_test, suggest
-from babylm_train.precision import Precision
+from babylm_train.optim import Precision
+from babylm_train.tools import lr_finder
+from babylm_train.tools.lr_finder import LRFinding, find_lr, own_options, range_test, suggest
 
 DECADES = [10.0**k for k in range(-9, 3)]
 

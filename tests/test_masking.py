@@ -13,11 +13,11 @@ from tiny import random_split
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.errors import InputError, PreemptedError
-from babylm_train.evaluate import evaluate
+from babylm_train.evaluation.loss import evaluate
 from babylm_train.masking import Corruption, corrupt, in_turn
 from babylm_train.objective import CausalObjective, HybridObjective, MaskedObjective
+from babylm_train.state import IGNORE, Batch
 from babylm_train.trainer import EarlyStopping
-from babylm_train.types import IGNORE, Batch
 
 MARK, MASK, FIRST, VOCABULARY = 0, 2, 3, 40
 

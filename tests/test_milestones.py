@@ -9,10 +9,10 @@ from tiny import VOCABULARY
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from babylm_train.babylm.milestones import Milestones, beginning, name_of, revisions
+from babylm_train.babylm.track import Track
 from babylm_train.errors import InputError, PreemptedError
-from babylm_train.milestones import Milestones, beginning, name_of, revisions
 from babylm_train.run import restore
-from babylm_train.track import Track
 
 MARKS = [5, 30, 31, 300, 900]
 

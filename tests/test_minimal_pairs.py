@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from test_model import model_of
 
 from babylm_train.errors import InputError
-from babylm_train.evaluate import evaluate_texts, future_leak, options
-from babylm_train.likelihood import batches_by_length, token_log_probabilities, too_long
-from babylm_train.minimal_pairs import by_phenomenon, intervals, judge, read_pairs
-from babylm_train.types import MinimalPair
+from babylm_train.evaluation.command import evaluate_texts, future_leak, options
+from babylm_train.evaluation.likelihood import batches_by_length, token_log_probabilities, too_long
+from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_pairs
+from babylm_train.state import MinimalPair
 
 MASK, SIZE, LENGTH = 2, 40, 12
 
@@ -153,7 +153,7 @@ def test_files_as_others_write_them(tmp_path):
 def test_what_is_cut_is_counted_and_marks_in_a_text_are_text(models):
     texts = ["a" * n for n in (11, 12, 13)]
     assert [too_long(Letters(), texts, *how) for how in ((), ("causal", False), ("mlm",))] == [2, 1, 2]
-    from babylm_train.tokenizer import Byte
+    from babylm_train.data.tokenizer import Byte
 
     tokenizer = Byte().build([])
     tokenizer.model_max_length = 12
@@ -190,7 +190,7 @@ def test_a_model_that_sees_the_future_is_found(models):
 
 
 def test_texts_by_source_add_up_to_the_whole(tmp_path):
-    from babylm_train.tokenizer import Byte
+    from babylm_train.data.tokenizer import Byte
 
     tokenizer = Byte().build([])
     tokenizer.model_max_length = 16

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from babylm_train.build import _optimizer
 from babylm_train.config import CONF
 from babylm_train.errors import InputError
-from babylm_train.model import causal_lm, count_parameters, is_encoder
+from babylm_train.model.build import causal_lm, count_parameters, is_encoder
 from babylm_train.objective import CausalObjective
-from babylm_train.optimizer import parameter_groups
-from babylm_train.types import IGNORE, Batch
+from babylm_train.optim import parameter_groups
+from babylm_train.state import IGNORE, Batch
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 

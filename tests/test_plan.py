@@ -16,16 +16,16 @@ from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, Perfo
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
-from babylm_train.plan import (
+from babylm_train.model.size import Size, multiplied, size_of
+from babylm_train.optim import constant, cosine, linear
+from babylm_train.state import EpochSlice
+from babylm_train.tools.plan import (
     count_words,
     exposure_so_far,
     learning_rates,
     main,
     make_plan,
 )
-from babylm_train.scheduler import constant, cosine, linear
-from babylm_train.size import Size, multiplied, size_of
-from babylm_train.types import EpochSlice
 
 LENGTH = 8  # targets a row of make_trainer's runs
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from babylm_train import arms, report
-from babylm_train.arms import arm_names
 from babylm_train.errors import InputError
-from babylm_train.report import write_report
+from babylm_train.study import arms, report
+from babylm_train.study.arms import arm_names
+from babylm_train.study.report import write_report
 
 BASE = {
     "seed": 1,

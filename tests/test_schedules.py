@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from babylm_train.errors import InputError
-from babylm_train.scheduler import constant, cosine, linear
+from babylm_train.optim import constant, cosine, linear
 
 
 def rates(make, total: int, **options) -> list[float]:

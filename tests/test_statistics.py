@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylm_train.statistics import detectable_effect, holm, paired, summarise
+from babylm_train.study.statistics import detectable_effect, holm, paired, summarise
 
 # Extra hours of sleep under two drugs, the ten patients of Student (1908), "The probable error of a mean"; R's `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

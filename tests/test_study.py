@@ -12,7 +12,7 @@ from pathlib import Path
 import faulty
 import pytest
 
-import babylm_train.study
+import babylm_train.study.jobs
 from babylm_train.errors import PreemptedError
 from babylm_train.run import placed
 
@@ -68,16 +68,16 @@ def test_jobs_that_break_take_nobody_down_and_each_cause_is_named(tmp_path):
 
 
 def test_a_job_that_does_not_stop_is_killed(monkeypatch):
-    monkeypatch.setattr(babylm_train.study, "GRACE", 1.0)
-    outcome = babylm_train.study.isolated(faulty.deaf, (), 8.0)
+    monkeypatch.setattr(babylm_train.study.jobs, "GRACE", 1.0)
+    outcome = babylm_train.study.jobs.isolated(faulty.deaf, (), 8.0)
     assert (outcome.status, outcome.cause, outcome.exit_code) == ("timed_out", "took longer than job_timeout=8 s", 1)
 
 
 def test_a_job_that_was_killed_before_it_saved_is_not_said_to_have_saved(monkeypatch):
-    monkeypatch.setattr(babylm_train.study, "GRACE", 0.5)
+    monkeypatch.setattr(babylm_train.study.jobs, "GRACE", 0.5)
     threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(PreemptedError, match="killed before it had saved"):
-        babylm_train.study.isolated(faulty.deaf, (), None)
+        babylm_train.study.jobs.isolated(faulty.deaf, (), None)
 
 
 def test_a_launcher_whose_worker_dies_is_tried_again(tmp_path):

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Config
 
 from babylm_train.data.corpus import Corpus, load_corpus, normal
-from babylm_train.data.tokens import tokenize
-from babylm_train.errors import InputError
-from babylm_train.export import submitted
-from babylm_train.tokenizer import (
+from babylm_train.data.tokenizer import (
     BPE,
     SPECIAL,
     Byte,
@@ -24,7 +21,10 @@ from babylm_train.tokenizer import (
     tokenizer_fingerprint,
     tokenizer_report,
 )
-from babylm_train.types import Document
+from babylm_train.data.tokens import tokenize
+from babylm_train.errors import InputError
+from babylm_train.model.export import submitted
+from babylm_train.state import Document
 
 TEXTS = [
     "लड़की ने किताब पढ़ी। क्षेत्र में स्त्री ज्ञानी है।",
@@ -127,7 +127,7 @@ def test_text_that_was_not_cleaned_is_spelled_as_the_training_text(recipe, tmp_p
 
 
 CODE = """
-from babylm_train.tokenizer import *
+from babylm_train.data.tokenizer import *
 def word(i, j):
     return chr(0x915 + i * j % 30) + chr(0x93e + (i + j) % 9) * (j % 2) + chr(97 + i * j % 7)
 texts = [" ".join(word(i, j) for j in range(20)) for i in range(200)]
@@ -193,7 +193,7 @@ def test_bad_pretrained(tmp_path, monkeypatch):
         Pretrained("owner/name", None).build()
 
 
-@pytest.mark.parametrize("module", ["babylm_train.tokenizer", "babylm_train.data.text", "babylm_train.data.hub"])
+@pytest.mark.parametrize("module", ["babylm_train.data.tokenizer", "babylm_train.data.text", "babylm_train.data.hub"])
 def test_importing_is_cheap(module):
     code = (
         f"import sys, {module}; print(sorted({{'torch', 'transformers', 'tokenizers', 'datasets'}} & set(sys.modules)))"

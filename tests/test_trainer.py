@@ -12,13 +12,12 @@ from babylm_train.checkpoint import BEST, load
 from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
 from babylm_train.errors import DivergedError, InputError, PreemptedError
-from babylm_train.evaluate import summarise
+from babylm_train.evaluation.loss import summarise
 from babylm_train.objective import CausalObjective
-from babylm_train.precision import Precision
+from babylm_train.optim import Precision, constant
 from babylm_train.run import find_start, restore
-from babylm_train.scheduler import constant
+from babylm_train.state import IGNORE, Batch
 from babylm_train.trainer import EarlyStopping, TrainerOptions
-from babylm_train.types import IGNORE, Batch
 
 LENGTH, VOCABULARY = 8, 40
 

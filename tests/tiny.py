@@ -15,8 +15,7 @@ from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.logger import NoLogger
 from babylm_train.objective import CausalObjective
-from babylm_train.precision import Precision
-from babylm_train.scheduler import linear
+from babylm_train.optim import Precision, linear
 from babylm_train.trainer import Trainer, TrainerOptions
 
 VOCABULARY, LENGTH = 40, 8
@@ -43,7 +42,7 @@ def random_split(documents: int, seed: int) -> TokenizedSplit:
 def tiny_model(dropout: float = 0.1) -> torch.nn.Module:
     from transformers import GPT2Config
 
-    from babylm_train.model import causal_lm
+    from babylm_train.model.build import causal_lm
 
     class Tokenizer(SimpleNamespace):
         def __len__(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from babylm_train.errors import InputError
-from babylm_train.types import EpochSlice, Schedule, Strategy
+from babylm_train.state import EpochSlice, Schedule, Strategy
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from babylm_train.data.cache import cached, digest
+from babylm_train.files import cached, digest
 
 if TYPE_CHECKING:
     from babylm_train.data.corpus import Split
-    from babylm_train.types import Strategy
+    from babylm_train.state import Strategy
 
 
 def difficulty(strategy: Strategy, split: Split, fingerprint: str, cache_dir: str | Path) -> np.ndarray:

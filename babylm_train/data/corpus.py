@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from babylm_train.data.cache import cached, digest
 from babylm_train.errors import InputError, printable
-from babylm_train.types import Document, MinimalPair
+from babylm_train.files import cached, digest
+from babylm_train.state import Document, MinimalPair
 
 FORMAT = 1  # raise it when cleaning or the files change: older caches are then built again
 READ_BYTES = 1 << 24

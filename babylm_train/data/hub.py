@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from babylm_train.data.cache import file_digest
 from babylm_train.data.corpus import Corpus, check_options, load_corpus, there
 from babylm_train.data.network import need_hub, offline
 from babylm_train.errors import InputError, printable
-from babylm_train.types import Document
+from babylm_train.files import file_digest
+from babylm_train.state import Document
 
 PACKED = re.compile(r".*\.(zip|tar|tgz|gz|bz2|xz|lzma|zst|lz4|7z|rar)")  # `datasets` would unpack without a bound
 COMMIT = re.compile("[0-9a-f]{40}")

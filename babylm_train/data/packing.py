@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from babylm_train.types import IGNORE, Batch, EpochSlice
+from babylm_train.state import IGNORE, Batch, EpochSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

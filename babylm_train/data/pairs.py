@@ -8,7 +8,7 @@ from functools import cache
 from babylm_train.data.grammar import NP, Agreement, Clause, held_out, predicate
 from babylm_train.data.lexicon import Adjective, Noun, Verb, lexicon, nfc
 from babylm_train.errors import InputError
-from babylm_train.types import MinimalPair
+from babylm_train.state import MinimalPair
 
 Drafted = tuple[str, str]  # the good and the bad sentence, without the danda
 

@@ -15,7 +15,7 @@ from babylm_train.data.corpus import Corpus, check_options, load_corpus
 from babylm_train.data.grammar import NP, PERFECTIVE, Clause, Pair, Phrase, Pronoun, finite, held_out, noun, predicate
 from babylm_train.data.lexicon import Adjective, Noun, Verb, copula, nfc
 from babylm_train.errors import InputError
-from babylm_train.types import Document, MinimalPair
+from babylm_train.state import Document, MinimalPair
 
 PAIRS_PER_PHENOMENON = 200
 LEVELS = (1, 2, 3, 4, 5)

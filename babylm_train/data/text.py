@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from babylm_train.data.cache import file_digest
 from babylm_train.data.corpus import Corpus, check_options, load_corpus, there, unusable
 from babylm_train.errors import InputError, printable
-from babylm_train.types import Document
+from babylm_train.files import file_digest
+from babylm_train.state import Document
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 100_000_000  # of a line, and of a document of several lines

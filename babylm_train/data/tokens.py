@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from babylm_train.data.cache import cached, digest
 from babylm_train.data.corpus import Split
+from babylm_train.data.tokenizer import tokenizer_fingerprint
 from babylm_train.errors import InputError
-from babylm_train.tokenizer import tokenizer_fingerprint
+from babylm_train.files import cached, digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

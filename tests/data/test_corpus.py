@@ -6,7 +6,7 @@ import pytest
 
 from babylm_train.data.corpus import Corpus, describe, fold, load_corpus, printable
 from babylm_train.errors import InputError
-from babylm_train.types import Document
+from babylm_train.state import Document
 
 
 def corpus(tmp_path: Path, texts, held=None, **options) -> Corpus:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.data.tokens import TokenizedSplit
-from babylm_train.types import IGNORE, EpochSlice
+from babylm_train.state import IGNORE, EpochSlice
 
 EOS = 0
 

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from babylm_train.data import tokens
 from babylm_train.data.corpus import Split, fold, load_corpus
+from babylm_train.data.tokenizer import BPE, Byte, Character, Unigram, WordPiece
 from babylm_train.data.tokens import TokenizedSplit, tokenize
 from babylm_train.errors import InputError
-from babylm_train.tokenizer import BPE, Byte, Character, Unigram, WordPiece
-from babylm_train.types import Document
+from babylm_train.state import Document
 
 TRAIN = ["लड़की ने किताब पढ़ी। क्षेत्र में ज्ञानी है।", "राम घर जाता है,\nसीता वन जाती है!"] * 4
 RECIPES = [BPE(500, 2), Unigram(400), WordPiece(700, 2), Byte(), Character(400, 1)]

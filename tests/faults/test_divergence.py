@@ -8,9 +8,8 @@ from tiny import tiny_trainer
 
 from babylm_train.errors import DivergedError
 from babylm_train.objective import CausalObjective
-from babylm_train.precision import Precision
+from babylm_train.optim import Precision, constant
 from babylm_train.run import find_start, restore
-from babylm_train.scheduler import constant
 
 
 class Failing(CausalObjective):

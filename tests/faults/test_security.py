@@ -18,7 +18,7 @@ from babylm_train.config import check_command_line
 from babylm_train.data.hub import HubDataset
 from babylm_train.data.text import TextFiles
 from babylm_train.errors import InputError
-from babylm_train.report import write_report
+from babylm_train.study.report import write_report
 
 FIRE = "touch canary"
 CALLS = {  # a callable that would fire the canary, or read or write what it should not, and its arguments
@@ -50,9 +50,9 @@ CALLS = {  # a callable that would fire the canary, or read or write what it sho
     "transformers.AutoConfig": "x:1",
     "babylm_train.checkpoint.os.system": f"command:'{FIRE}'",
     "babylm_train.run.subprocess.run": "args:[touch,canary]",
-    "babylm_train.data.cache.shutil.rmtree": "path:precious",
+    "babylm_train.files.shutil.rmtree": "path:precious",
     "babylm_train.build.instantiate": f"config:{{_target_:os.system,command:'{FIRE}'}}",
-    "babylm_train.record.write_text": "path:canary,text:x",
+    "babylm_train.metrics.write_text": "path:canary,text:x",
     "babylm_train.wandb_process.serve": "",
     "babylm_train.cli.main": "",
 }
@@ -204,7 +204,7 @@ def test_data_of_a_stranger(hostile):
 
 
 def test_a_tokenizer_with_code_of_its_own(hostile):
-    from babylm_train.tokenizer import Pretrained
+    from babylm_train.data.tokenizer import Pretrained
 
     (hostile / "theirs").mkdir()
     (hostile / "theirs/tokenization_evil.py").write_text("open('canary', 'w')")
@@ -239,7 +239,7 @@ def test_a_secret_of_the_environment_is_in_no_file(tmp_path):
 
 def test_what_a_model_says_moves_no_cursor(tmp_path):
     """A byte tokenizer, untrained weights: samples hold whatever bytes come; on the terminal they are escaped."""
-    from babylm_train.evaluate import PROMPTS
+    from babylm_train.evaluation.loss import PROMPTS
     from babylm_train.run import table
 
     names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")

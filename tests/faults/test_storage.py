@@ -11,8 +11,8 @@ from failpoints import FAULTS, KILL, Failpoints
 from forked import Child
 
 from babylm_train.checkpoint import BEST, Checkpoints, load
-from babylm_train.data.cache import cached
 from babylm_train.errors import InputError, StorageError
+from babylm_train.files import cached
 
 
 def content(update: int, best: int = 0) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from babylm_train.types import IGNORE
+from babylm_train.state import IGNORE
 
 LOGITS = {"cpu": 1 << 22, "other": 1 << 28}  # float32 values a chunk: a CPU's cache, a GPU's memory
 

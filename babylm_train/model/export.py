@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BOTH_WAYS = {"GPT2LMHeadModel": "GPT2ForMaskedLM", "Qwen3ForCausalLM": "Qwen3ForMaskedLM"}
-REMOTE_CODE = Path(__file__).with_name("both_ways.py")
+REMOTE_CODE = Path(__file__).with_name("modeling_mntp.py")
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 

@@ -13,6 +13,6 @@ import babylm_train.build
 import babylm_train.cli
 import babylm_train.curriculum.scores
 import babylm_train.data.corpus
+import babylm_train.data.tokenizer
 import babylm_train.run
-import babylm_train.tokenizer
 import babylm_train.trainer  # noqa: F401

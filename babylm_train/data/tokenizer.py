@@ -16,10 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from babylm_train.data.cache import cached, digest
 from babylm_train.data.corpus import ZERO_WIDTH, Corpus, normal, printable
 from babylm_train.data.network import need_hub, offline
 from babylm_train.errors import InputError
+from babylm_train.files import cached, digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

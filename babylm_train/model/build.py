@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from babylm_train.dropout import dropout as drop
-from babylm_train.dropout import swap
 from babylm_train.errors import InputError
+from babylm_train.model.dropout import dropout as drop
+from babylm_train.model.dropout import swap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    from babylm_train import attention
+    from babylm_train.model import attention
 
     _check_dropout(dropout, attention_dropout)
     known = inspect.signature(getattr(config, "func", config)).parameters

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from babylm_train.errors import InputError, StorageError
+from babylm_train.files import write_json
 
 
 class Record:
@@ -81,49 +82,6 @@ class Record:
                 file.write(json.dumps(values, ensure_ascii=False) + "\n")
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def find_checkpoint(resume: str) -> Path:
-    """What `resume` names: a checkpoint, or the folder of checkpoints of a run's directory.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(resume)
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    try:
-        if any(folder.glob("checkpoint_*.pt")):
-            return folder
-        if path.is_file():
-            return path
-    except OSError as error:  # a name longer than the file system takes
-        raise InputError(f"resume={resume}: no checkpoint there: {error.strerror}") from error
-    raise InputError(f"resume={resume}: no checkpoint there")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file by rename, so that nobody ever sees half of it.
-
-    Raises:
-        StorageError: the folder is not writable or full.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file by rename; errors as write_text."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> Path:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babylm_train.errors import StorageError
-from babylm_train.export import copy_or_link, write_model
+from babylm_train.model.export import copy_or_link, write_model
 
 if TYPE_CHECKING:
     from babylm_train.data.tokens import TokenizedSplit
-    from babylm_train.types import Evaluation, RunState
+    from babylm_train.state import Evaluation, RunState
 
 RECORD = "milestone.json"
 CHECKED = 8192  # tokens of validation text that a revision's loss is recorded on

@@ -15,8 +15,8 @@ import numpy as np
 
 from babylm_train.data.text import read_lines
 from babylm_train.errors import InputError
-from babylm_train.likelihood import token_log_probabilities, too_long
-from babylm_train.types import MinimalPair
+from babylm_train.evaluation.likelihood import token_log_probabilities, too_long
+from babylm_train.state import MinimalPair
 
 if TYPE_CHECKING:
     import torch

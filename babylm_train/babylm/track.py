@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from babylm_train.babylm.milestones import name_of
 from babylm_train.errors import InputError
-from babylm_train.milestones import name_of
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def size_of(
     model: Any, optimizer: Optimizer, *, context: int, rows: int, activation_bytes: int, checkpointing: bool = False
 ) -> Size:
     """The size of a transformers model that `optimizer` trains in micro-batches of rows x context targets."""
-    from babylm_train.model import count_parameters
+    from babylm_train.model.build import count_parameters
 
     return Size(
         parameters=count_parameters(model),

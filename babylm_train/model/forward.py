@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, pad
 
-from babylm_train import attention
-from babylm_train.loss import chunk_loss, summed_cross_entropy
+from babylm_train.model import attention
+from babylm_train.model.loss import chunk_loss, summed_cross_entropy
 
 
 class Forward:

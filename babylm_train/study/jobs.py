@@ -25,8 +25,8 @@ from urllib.parse import quote, unquote
 from filelock import FileLock
 
 from babylm_train.errors import InUse, PreemptedError, RunError, one_line
+from babylm_train.files import write_json
 from babylm_train.preemption import SIGNALS, handled
-from babylm_train.record import write_json
 
 SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers hand the environment on to their workers
 OUTCOMES = ".sweeps"  # in the study's directory: what became of each job of a sweep, until the sweep has ended
@@ -63,7 +63,7 @@ def context() -> Any:
     """
     made = multiprocessing.get_context("forkserver")
     # loky's workers name their own way of starting processes, which has to be known in those as well
-    made.set_forkserver_preload(["babylm_train.preload"] + ["joblib.externals.loky"] * ("joblib" in sys.modules))
+    made.set_forkserver_preload(["babylm_train.study.preload"] + ["joblib.externals.loky"] * ("joblib" in sys.modules))
     with handled(signal.SIG_IGN):
         forkserver.ensure_running()
     return made

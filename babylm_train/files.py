@@ -1,0 +1,201 @@
+"""The one place that writes files aside and renames them, and that reads back what may be damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+
+from babylm_train.errors import InputError, StorageError, printable
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """An OSError inside becomes a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields a name to write a file or a folder under; at the end it is synced and renamed to `path`.
+
+    So a kill at any moment leaves the old content or the new one. What stood there is replaced; what an earlier, killed
+    process left aside is removed.
+
+    Raises:
+        StorageError: the folder is read-only, full or gone.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob_escape(path.name)}.*.tmp"):
+                _remove(left)
+            yield aside
+            for file in [aside, *aside.rglob("*")]:
+                _sync(file)
+            if aside.is_dir():
+                _remove(path)
+            os.replace(aside, path)
+            _sync(path.parent)
+        finally:
+            _remove(aside)
+
+
+def glob_escape(name: str) -> str:
+    """`name` for Path.glob, taken literally."""
+    import glob
+
+    return glob.escape(name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file aside and renames it. Raises StorageError."""
+    with replaced(path) as aside:
+        aside.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file aside and renames it. Raises StorageError."""
+    write_bytes(path, text.encode("utf8", "backslashreplace"))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a JSON file aside and renames it. Raises StorageError."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """A hard link at `target`, or a copy where the disk has none."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def read(path: Path, kind: type[T] | Any) -> T:
+    """What a .json or .yaml file holds, as a `kind`: a type, dataclass or pydantic model that it must fit.
+
+    Raises:
+        InputError: missing, damaged, or something else; one line that names the file.
+    """
+    try:
+        text = path.read_text(encoding="utf8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged: {printable(error)[:200]}") from error
+    return check_record(value, kind, str(path))
+
+
+def read_lines(path: Path, kind: type[T] | Any) -> list[T]:
+    """What the lines of a .jsonl file hold, each a `kind`, without a last one that a kill has cut. Errors as `read`."""
+    try:
+        lines = path.read_text(encoding="utf8", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    found: list[T] = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            found.append(check_record(json.loads(line), kind, f"{path}, line {number}"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is damaged: {printable(error)[:200]}") from error
+    return found
+
+
+def check_record(value: Any, kind: type[T] | Any, where: str) -> T:
+    """`value` as a `kind`. Raises InputError: it does not fit, or holds text that is no Unicode; names the field."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+        return TypeAdapter(kind).validate_python(value)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is damaged: it holds half a surrogate pair") from error
+    except RecursionError as error:
+        raise InputError(f"{where} is damaged: nested without end") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where} is damaged: {at + ': ' if at else ''}{printable(first['msg'])}") from error
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON-able value, independent of key order: 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder `root/kind-key`, built by `build(folder)` if it is missing or damaged.
+
+    Built aside and renamed, under a lock, so a killed or a second process never shows a half-written folder. A manifest
+    holds each file's sha256 and is verified at every opening.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    target = root / f"{kind}-{key}"
+    if _intact(target):
+        return target
+    with storage_errors(target):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{kind}-{key}.lock"):
+            if not _intact(target):
+                with replaced(target) as aside:
+                    aside.mkdir()
+                    build(aside)
+                    hashes = {
+                        str(p.relative_to(aside)): file_digest(p) for p in sorted(aside.rglob("*")) if p.is_file()
+                    }
+                    (aside / MANIFEST).write_text(json.dumps(hashes, indent=1))
+    return target
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        hashes = TypeAdapter(dict[str, str]).validate_json((folder / MANIFEST).read_bytes())
+        return all(file_digest(folder / name) == known for name, known in hashes.items())
+    except (OSError, ValueError):
+        return False
