@@ -107,7 +107,7 @@ class Checkpoints:
         """
         for path in [self.directory / BEST, *self._by_age()]:
             content = self._verified(path) if path.exists() else None
-            if content is not None and content["state"]["update"] == update:
+            if content is not None and content["state"]["updates"] == update:
                 return path, content
         raise StorageError(
             f"{self.directory / BEST} of update {update} is missing or damaged, and no other copy of it is left: "
@@ -125,7 +125,7 @@ class Checkpoints:
         """Removes step and epoch checkpoints of later updates, so that a run taken back does not jump ahead again."""
         for path in self._by_age():
             content = self._verified(path)
-            if content is not None and content["state"]["update"] > update:
+            if content is not None and content["state"]["updates"] > update:
                 path.unlink()
                 _hash_file(path).unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def load(path: Path) -> dict[str, Any]:
     except UNREADABLE as error:
         raise InputError(f"{path} is no checkpoint: {type(error).__name__}") from error
     state = content.get("state") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not isinstance(state.get("update"), int):
+    if not isinstance(state, dict) or not isinstance(state.get("updates"), int):
         raise InputError(f"{path} is no checkpoint of this program")
     return content
 

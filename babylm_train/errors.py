@@ -1,7 +1,19 @@
 """The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
 
 import sys
+from functools import partial
 from typing import NoReturn
+
+import pydantic.dataclasses
+from pydantic import ConfigDict
+
+# Decorates a class that conf/ names, or that a user builds: its fields are its arguments, checked by their types and
+# `pydantic.Field(gt=..., le=...)` where it is built, without conversions; unknown ones are refused (ValidationError).
+arguments = partial(
+    pydantic.dataclasses.dataclass,
+    frozen=True,
+    config=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False),
+)
 
 
 class RunError(Exception):

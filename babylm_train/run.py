@@ -119,14 +119,14 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
     if start is not None:
         restore(trainer, *start)
         state = trainer.state
-        print(f"resumed at update {state.update} of {trainer.curriculum.total_updates}", flush=True)
+        print(f"resumed at update {state.updates} of {trainer.curriculum.total_updates}", flush=True)
     state.run_id = trainer.logger.start(
         directory,
         name=run.name,
         group=run.study,
         config=run.config,
         run_id=state.run_id,
-        step=state.update,
+        step=state.updates,
         arm=request.arm,
     )
     try:
@@ -173,10 +173,10 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     if path.parent.resolve() != own.directory.resolve():
         _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
         trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
-        if state["best_update"] not in (0, state["update"]):
+        if state["best_update"] not in (0, state["updates"]):
             own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
-    own.forget_after(state["update"])
-    if state["best_update"] == state["update"] != 0:
+    own.forget_after(state["updates"])
+    if state["best_update"] == state["updates"] != 0:
         own.adopt_best(path)  # a kill may have come between the two names
     trainer.load_checkpoint(content)
 
@@ -196,7 +196,7 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
     trainer, model = run.trainer, run.trainer.model
     exported = asdict(trainer.state)
-    if trainer.options.export == "best" and trainer.state.best_update != trainer.state.update:
+    if trainer.options.export == "best" and trainer.state.best_update != trainer.state.updates:
         best = trainer.checkpoints.best(trainer.state.best_update)[1]
         model.load_state_dict(best["model"])
         exported = best["state"]
@@ -205,7 +205,7 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
     objective = trainer.objective
     samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.config["seed"])
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
-    values |= {"exported_update": exported["update"], "exported_words": exported["words"]}
+    values |= {"exported_update": exported["updates"], "exported_words": exported["words"]}
     values["likelihood"] = objective.likelihood
     if run.corpus.pairs:
         backend = objective.backends[0]
@@ -230,7 +230,7 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "status": "finished",
         "stopped_early": state.stopped,
-        "updates": state.update,
+        "updates": state.updates,
         "planned_updates": trainer.curriculum.total_updates,
         "best_update": state.best_update,
         "best_by": trainer.options.metric,
@@ -241,7 +241,7 @@ def summary(run: Run) -> dict[str, Any]:
         "parameters": count_parameters(trainer.model),
         "track": run.config["track"]["name"],
         "milestones": {path.name: record["words"] for path, record in revisions(trainer.milestones.directory)},
-        "exposures": asdict(exposure_so_far(trainer.curriculum, state.update)),
+        "exposures": asdict(exposure_so_far(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
         "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,

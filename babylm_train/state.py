@@ -64,12 +64,12 @@ class Batch:
 class RunState:
     """Everything the trainer itself changes while training; all of it is in every checkpoint.
 
-    `update` counts applied updates, `epoch` finished epochs, `epoch_update` the updates done in the current one.
+    `updates` counts applied updates, `epoch` finished epochs, `epoch_update` the updates done in the current one.
     Losses are sums in nats beside the number of targets they are over: `window_*` since the last log line, `epoch_*`
     since the epoch began.
     """
 
-    update: int = 0
+    updates: int = 0
     epoch: int = 0
     epoch_update: int = 0
     tokens: int = 0

@@ -153,15 +153,15 @@ class Trainer:
             StorageError, OutOfMemory: as they say.
         """
         state, total = self.state, self.curriculum.total_updates
-        if state.update == 0:
+        if state.updates == 0:
             self.record.start()
         self.began = time.perf_counter()
         self.meter.start(state.tokens)
         with (
-            tqdm(desc="training", total=total, initial=state.update, unit="update", disable=None) as self.bar,
+            tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=None) as self.bar,
             profiler(self.options.profile, self.record.directory / "profile.json") as self.tick,
         ):
-            while state.epoch < self.curriculum.epochs and state.update < total and not state.stopped:
+            while state.epoch < self.curriculum.epochs and state.updates < total and not state.stopped:
                 self.train_epoch()
         return state
 
@@ -175,34 +175,34 @@ class Trainer:
         self.model.train()
         for index in range(state.epoch_update, part.updates):
             with self.meter.waiting():
-                batches = rows.update(index, options.batch_size, options.gradient_accumulation_steps)
+                batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
             lr = float(self.scheduler.get_last_lr()[0])
-            words, norm = state.words, self.update(batches)
+            words, norm = state.words, self.make_update(batches)
             self.tick()
             if self.milestones.reached(words, state.words):
                 self.settle()  # what is exported has to be good
                 self.milestones.passed(words, state)
-            last = index + 1 == part.updates or state.update == self.curriculum.total_updates
-            if last or state.update % options.log_every == 0:
+            last = index + 1 == part.updates or state.updates == self.curriculum.total_updates
+            if last or state.updates % options.log_every == 0:
                 self._log_update(part.threshold, lr, norm)
             if last:
                 self._close_epoch()
-            improved = (last or _due(state.update, options.eval_every)) and self._validate()
+            improved = (last or _due(state.updates, options.eval_every)) and self._validate()
             names = [f"checkpoint_epoch_{state.epoch}.pt"] if last else []
-            if _due(state.update, options.save_every) or ((improved or state.stopped) and not last):
-                names.append(f"checkpoint_step_{state.update}.pt")
+            if _due(state.updates, options.save_every) or ((improved or state.stopped) and not last):
+                names.append(f"checkpoint_step_{state.updates}.pt")
             if names:
                 self.save_checkpoint(names + [BEST] * improved)
             if last:
                 self._summarise_epoch()
-            if self.should_stop() and state.update < self.curriculum.total_updates:
-                if self.saved_at != state.update:
-                    self.save_checkpoint([f"checkpoint_step_{state.update}.pt"])
-                raise PreemptedError(f"preempted at update {state.update}: saved; the same command continues")
+            if self.should_stop() and state.updates < self.curriculum.total_updates:
+                if self.saved_at != state.updates:
+                    self.save_checkpoint([f"checkpoint_step_{state.updates}.pt"])
+                raise PreemptedError(f"preempted at update {state.updates}: saved; the same command continues")
             if state.stopped or last:
                 break
 
-    def update(self, batches: list[Batch]) -> torch.Tensor:
+    def make_update(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step on the mean loss over all valid targets of `batches`; see Step.
 
         A loss or gradient that is not finite is never applied, nor is any update after it; `settle` reports it.
@@ -211,12 +211,16 @@ class Trainer:
             The gradient norm before clipping, on the device.
         """
         state = self.state
-        number, progress = state.update + 1, state.update / self.curriculum.total_updates
-        prepared = [self.objective.prepare(replace(b, update=state.update, progress=progress)) for b in batches]
+        number, progress = state.updates + 1, state.updates / self.curriculum.total_updates
+        prepared = [self.objective.prepare(replace(b, update=state.updates, progress=progress)) for b in batches]
         watched = partial(self.logger.log_gradients, self.model, number)
         update = self.step(number, prepared, self._loss, watched if _due(number, self.options.log_every) else None)
         self.scheduler.step()
-        state.update, state.epoch_update, state.skipped = number, state.epoch_update + 1, state.skipped + update.skipped
+        state.updates, state.epoch_update, state.skipped = (
+            number,
+            state.epoch_update + 1,
+            state.skipped + update.skipped,
+        )
         state.tokens += sum(batch.tokens for batch in batches)
         state.words += sum(batch.words for batch in batches)
         self.pending.append(update)
@@ -239,8 +243,8 @@ class Trainer:
         values = torch.stack([torch.stack([p.nats, p.norm.double(), p.good.double()]) for p in pending]).tolist()
         for place, (update, (nats, norm, good)) in enumerate(zip(pending, values, strict=True)):
             if not good:
-                state.update -= len(pending) - place
-                raise update.diverged(state.update + 1, nats, norm)
+                state.updates -= len(pending) - place
+                raise update.diverged(state.updates + 1, nats, norm)
             state.window_nats, state.window_targets = state.window_nats + nats, state.window_targets + update.targets
             state.epoch_nats, state.epoch_targets = state.epoch_nats + nats, state.epoch_targets + update.targets
 
@@ -259,7 +263,7 @@ class Trainer:
         self.settle()
         if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
             raise DivergedError(
-                f"update {self.state.update} left weights that are not finite; the last one saved is good"
+                f"update {self.state.updates} left weights that are not finite; the last one saved is good"
             )
         content = {
             "state": asdict(self.state),
@@ -276,7 +280,7 @@ class Trainer:
         }
         with self.meter.aside():
             path = self.checkpoints.save(content, names)
-        self.saved_at = self.state.update
+        self.saved_at = self.state.updates
         self.logger.log_checkpoint(path, best=BEST in names)
         return path
 
@@ -295,7 +299,7 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         self.curriculum.load_state_dict(content["curriculum"])
         self.record.start(content["metrics_bytes"])
-        self.seconds_before, self.saved_at = content["seconds"], self.state.update
+        self.seconds_before, self.saved_at = content["seconds"], self.state.updates
         set_rng_state(content["rng"])
 
     def check_compatible(self, content: dict[str, Any]) -> None:
@@ -333,28 +337,28 @@ class Trainer:
         state.window_nats, state.window_targets = 0.0, 0
         values = {"train/loss": state.train_loss, "learning_rate": lr, "grad_norm": norm.item(), "threshold": threshold}
         self.record.log(**self._clock(), **values, skipped=state.skipped)
-        self.logger.log({k if "/" in k else f"train/{k}": v for k, v in values.items()}, state.update)
+        self.logger.log({k if "/" in k else f"train/{k}": v for k, v in values.items()}, state.updates)
         speed = self.meter.read(state.tokens)
-        self.record.time(step=state.update, **speed, seconds=round(self.seconds, 3))
+        self.record.time(step=state.updates, **speed, seconds=round(self.seconds, 3))
         self.bar.set_postfix({"loss": f"{state.train_loss:.3f}", "lr": f"{lr:.1e}", **shown(speed)})
 
     def _validate(self) -> bool:
         """Evaluates, logs, tells the curriculum and early stopping; True where the loss is the best so far."""
         state, stopping = self.state, self.options.early_stopping
-        if state.evaluated == state.update:
+        if state.evaluated == state.updates:
             return False
         result = self.evaluate()
         if not math.isfinite(result.loss):
-            raise DivergedError(f"validation loss {result.loss} at update {state.update}")
+            raise DivergedError(f"validation loss {result.loss} at update {state.updates}")
         accuracies = {f"pairs/{name}": value for name, value in self.pairs().items()}
         allowed = (LOSS, *accuracies)
         _check("metric", self.options.metric in allowed, f"one of {', '.join(allowed)}", self.options.metric)
         values = {f"val/{name}": value for name, value in result.figures().items()} | accuracies
         watched = values[self.options.metric] if self.options.metric == LOSS else 1 - values[self.options.metric]
         self.record.log(**self._clock(), **values)
-        self.logger.log(values, state.update)
+        self.logger.log(values, state.updates)
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
-        state.evaluated, state.val_loss = state.update, result.loss
+        state.evaluated, state.val_loss = state.updates, result.loss
         state.perplexity, state.bits_per_byte = result.perplexity, result.bits_per_byte
         if state.stop_loss is None or watched < state.stop_loss - stopping.min_delta:
             state.stop_loss, state.bad_evaluations = watched, 0
@@ -363,13 +367,13 @@ class Trainer:
         state.stopped = stopping.patience is not None and state.bad_evaluations >= stopping.patience
         improved = state.best_loss is None or watched < state.best_loss
         if improved:
-            state.best_loss, state.best_update = watched, state.update
+            state.best_loss, state.best_update = watched, state.updates
         return improved
 
     def _clock(self) -> dict[str, Any]:
         state = self.state
-        epoch = state.update / self.curriculum.total_updates * self.curriculum.epochs
-        return {"step": state.update, "epoch": round(epoch, 4), "tokens": state.tokens, "words": state.words}
+        epoch = state.updates / self.curriculum.total_updates * self.curriculum.epochs
+        return {"step": state.updates, "epoch": round(epoch, 4), "tokens": state.tokens, "words": state.words}
 
     def _close_epoch(self) -> None:
         state = self.state
@@ -381,7 +385,7 @@ class Trainer:
         tqdm.write(
             f"epoch {state.epoch}/{self.curriculum.epochs}: train loss {state.epoch_loss:.4f}, "
             f"val loss {state.val_loss:.4f}, {self.objective.likelihood} perplexity {state.perplexity:.2f}, "
-            f"bits per byte {state.bits_per_byte:.4f}, {state.update} updates, {state.words:,} words seen, "
+            f"bits per byte {state.bits_per_byte:.4f}, {state.updates} updates, {state.words:,} words seen, "
             f"{self.checkpoints.directory / f'checkpoint_epoch_{state.epoch}.pt'}"
             + (", stopped early" if state.stopped else "")
         )

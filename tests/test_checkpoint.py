@@ -12,7 +12,7 @@ from babylm_train.errors import InputError, StorageError
 
 
 def content(update: int) -> dict:
-    return {"state": {"update": update}, "model": {"w": torch.full((50,), float(update))}}
+    return {"state": {"updates": update}, "model": {"w": torch.full((50,), float(update))}}
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_the_newest_two_and_the_best_stay(store):
     for update in range(1, 7):
         save(store, update, best=update == 2)
     assert updates(store) == [5, 6]
-    assert store.best(2)[1]["state"]["update"] == 2
-    assert store.newest()[1]["state"]["update"] == 6
+    assert store.best(2)[1]["state"]["updates"] == 2
+    assert store.newest()[1]["state"]["updates"] == 6
     assert len(list(store.directory.iterdir())) == 6  # three files and their hashes, nothing aside
 
 
@@ -51,7 +51,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(store, damage, caplog):
         path.with_name(path.name + ".sha256").unlink()
     with pytest.raises(InputError):
         load(path)
-    assert store.newest()[1]["state"]["update"] == 1
+    assert store.newest()[1]["state"]["updates"] == 1
     assert "passed over" in caplog.text
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_best_is_found_in_its_other_copy_or_named(store):
     raw = best.read_bytes()
     best.unlink()
     best.write_bytes(raw[:-1] + b"x")  # a file of its own now
-    assert store.best(1)[1]["state"]["update"] == 1
+    assert store.best(1)[1]["state"]["updates"] == 1
     save(store, 3)
     with pytest.raises(StorageError, match=r"checkpoint_best\.pt of update 1 is missing or damaged"):
         store.best(1)
@@ -83,8 +83,8 @@ def test_a_failed_save_leaves_every_earlier_checkpoint(store, monkeypatch, error
             save(store, 2, best=True)
     after = {p.name: p.read_bytes() for p in store.directory.iterdir()}
     assert all(after[name] == data for name, data in before.items() if name.endswith(".pt"))
-    assert store.best(1)[1]["state"]["update"] == 1
-    assert load(store.directory / BEST)["state"]["update"] == 1
+    assert store.best(1)[1]["state"]["updates"] == 1
+    assert load(store.directory / BEST)["state"]["updates"] == 1
     assert not [n for n in after if n.endswith(".tmp")]
 
 
@@ -96,9 +96,9 @@ def test_killed_between_hash_and_rename_the_old_file_still_verifies(store, monke
 
     def spy(source, target):
         if str(target).endswith(BEST):
-            seen.append(load(store.directory / BEST)["state"]["update"])  # the moment before
+            seen.append(load(store.directory / BEST)["state"]["updates"])  # the moment before
             rename(source, target)
-            seen.append(load(store.directory / BEST)["state"]["update"])  # and the moment after
+            seen.append(load(store.directory / BEST)["state"]["updates"])  # and the moment after
         else:
             rename(source, target)
 
@@ -118,7 +118,7 @@ def test_a_pickle_is_never_run(store, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "canary"),))
 
-    path = store.save({"state": {"update": 1}}, ["checkpoint_step_1.pt"])
+    path = store.save({"state": {"updates": 1}}, ["checkpoint_step_1.pt"])
     torch.save({"state": Bomb()}, path)
     path.with_name(path.name + ".sha256").write_text(f"{checkpoint.hashlib.sha256(path.read_bytes()).hexdigest()}  x\n")
     with pytest.raises(InputError, match="holds more than tensors and plain values"):

@@ -119,7 +119,7 @@ def test_masks_say_the_same_as_blocks():
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_cross_entropy_in_chunks(rows, monkeypatch):
-    monkeypatch.setitem(__import__("babylm_train.model.loss").loss.LOGITS, "cpu", rows * 50)
+    monkeypatch.setitem(__import__("babylm_train.model.loss", fromlist=["LOGITS"]).LOGITS, "cpu", rows * 50)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (2, 9))
@@ -160,7 +160,7 @@ def test_nothing_is_read_from_the_device_between_log_lines(make_trainer, monkeyp
     for every in (3, 12):
         trainer = make_trainer(f"every_{every}", epochs=1, max_steps=12, log_every=every)
         trainer.forward.compile = trainer.eager.compile = True  # static shapes, nothing is compiled
-        made, seen = trainer.update, []
+        made, seen = trainer.make_update, []
 
         def update(batches, made=made, seen=seen):
             before = len(calls)
@@ -168,7 +168,7 @@ def test_nothing_is_read_from_the_device_between_log_lines(make_trainer, monkeyp
             seen.append(len(calls) - before)
             return norm
 
-        trainer.update = update
+        trainer.make_update = update
         calls.clear()
         trainer.train()
         lists.append(calls.count("tolist"))
@@ -187,10 +187,10 @@ def test_after_a_bad_update_nothing_more_is_applied(make_trainer, fused):
     trainer = make_trainer(
         epochs=1, max_steps=6, log_every=100, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, fused=fused)
     )
-    real, after = trainer.update, []
+    real, after = trainer.make_update, []
 
     def update(batches):
-        if trainer.state.update == 1:
+        if trainer.state.updates == 1:
             hook = trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
             norm = real(batches)
             hook.remove()
@@ -200,12 +200,12 @@ def test_after_a_bad_update_nothing_more_is_applied(make_trainer, fused):
         after.append([t.clone() for t in [*trainer.model.state_dict().values(), *slots]])
         return norm
 
-    trainer.update = update
+    trainer.make_update = update
     with pytest.raises(DivergedError, match=r"update 2 \(epoch 1, 6 rows from 6\): loss \d.*gradient norm (nan|inf)"):
         trainer.train()
     assert len(after) == 6
     assert all(torch.equal(a, b) for later in after[1:] for a, b in zip(after[0], later, strict=True))
-    assert trainer.state.update == 1
+    assert trainer.state.updates == 1
     assert not trainer.checkpoints.newest()
 
 

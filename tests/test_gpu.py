@@ -68,18 +68,18 @@ def test_bf16_compiled_runs_and_agrees_with_eager(name):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_no_update_waits_for_the_device(make, compiled):
     trainer = make("run", epochs=1, max_steps=12, log_every=6, compile=compiled, dropout=0.0, precision=BF16)
-    made = trainer.update
+    made = trainer.make_update
 
     def update(batches):
-        watched = trainer.state.update >= 3 and (trainer.state.update + 1) % 6  # compilation, and log lines, may wait
+        watched = trainer.state.updates >= 3 and (trainer.state.updates + 1) % 6  # compilation, and log lines, may wait
         torch.cuda.set_sync_debug_mode("error" if watched else "default")
         try:
             return made(batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    trainer.update = update
-    assert trainer.train().update == 12
+    trainer.make_update = update
+    assert trainer.train().updates == 12
 
 
 def test_compiled_once_for_all_epochs_and_evaluations(make):
@@ -103,7 +103,7 @@ def test_a_resumed_run_is_exact_where_operations_are_deterministic(make):
         whole.train()
         first = make("parts")
         torch.manual_seed(7)
-        first.should_stop = lambda: first.state.update == 5
+        first.should_stop = lambda: first.state.updates == 5
         with pytest.raises(PreemptedError, match="preempted at update 5"):
             first.train()
         second = make("parts")

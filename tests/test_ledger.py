@@ -80,7 +80,7 @@ def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
     whole = make_trainer("whole")
     rows = [PackedRows(whole.train_split, whole.curriculum.prepare_epoch(epoch), 8) for epoch in range(3)]
     expected = np.cumsum(
-        [sum(b.words for b in part.update(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))]
+        [sum(b.words for b in part.micro_batches(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))]
     )
     counted = {}
     while True:
@@ -88,11 +88,11 @@ def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
         found = trainer.checkpoints.newest()
         if found:
             trainer.load_checkpoint(found[1])
-        start = trainer.state.update
+        start = trainer.state.updates
 
         def stop(trainer=trainer, start=start):
-            counted[trainer.state.update] = trainer.state.words
-            return trainer.state.update == start + 2
+            counted[trainer.state.updates] = trainer.state.words
+            return trainer.state.updates == start + 2
 
         trainer.should_stop = stop
         try:
@@ -100,7 +100,7 @@ def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
             break
         except PreemptedError:
             torch.manual_seed(len(counted))
-    counted[state.update] = state.words
+    counted[state.updates] = state.words
     assert counted == {i + 1: int(n) for i, n in enumerate(expected)}
     assert state.words == 3 * int(trainer.train_split.words.sum())
     assert [line["words"] for line in trainer.record.lines()][-1] == state.words

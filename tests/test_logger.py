@@ -444,7 +444,7 @@ def test_a_fault_changes_no_weight_no_metric_and_no_exit_code(make_trainer, serv
     if fault.startswith("killed"):
         process = until_ready(logger)
         began = time.monotonic()
-        trainer.should_stop = lambda: trainer.state.update == 5 and os.kill(victims[fault](process), signal.SIGKILL)
+        trainer.should_stop = lambda: trainer.state.updates == 5 and os.kill(victims[fault](process), signal.SIGKILL)
     victims = {"killed": lambda pid: pid, "killed service": lambda pid: children(pid)[0]}
     torch.manual_seed(3)
     trainer.train()

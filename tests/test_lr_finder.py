@@ -195,7 +195,7 @@ def test_training_is_bitwise_the_same_after_it(make_trainer, name, before):
         trainer.model.register_buffer("counted", torch.zeros(1), persistent=False)
         trainer.model.register_forward_hook(lambda model, *_: model.counted.add_(1) and None)
         if before:
-            trainer.should_stop = lambda run=trainer: run.state.update == before
+            trainer.should_stop = lambda run=trainer: run.state.updates == before
             with pytest.raises(PreemptedError):
                 trainer.train()
             trainer.should_stop = lambda: False
@@ -216,7 +216,7 @@ def test_training_is_bitwise_the_same_after_it(make_trainer, name, before):
 def test_a_test_that_is_cut_off_leaves_no_trace(make_trainer):
     trainer = make_trainer()
     trainer.model.lm_head.eval()
-    then, update, left = snapshot(trainer), trainer.update, iter(range(4))
+    then, update, left = snapshot(trainer), trainer.make_update, iter(range(4))
 
     def interrupted(batches):
         if next(left, None) is None:
@@ -225,7 +225,7 @@ def test_a_test_that_is_cut_off_leaves_no_trace(make_trainer):
             raise KeyboardInterrupt
         return update(batches)
 
-    trainer.update = interrupted
+    trainer.make_update = interrupted
     with pytest.raises(KeyboardInterrupt):
         find_lr(trainer, 1e-3, 1.0, 10)
     assert next(left, None) is None
@@ -235,14 +235,14 @@ def test_a_test_that_is_cut_off_leaves_no_trace(make_trainer):
 def test_rates_ratios_and_rows(make_trainer):
     trainer, seen = make_trainer(optimizer=momentum), []
     whole = trainer.curriculum.prepare_epoch(0).updates
-    update = trainer.update
+    update = trainer.make_update
 
     def recorded(batches):
         rates = [group["lr"] for group in trainer.optimizer.param_groups]
         seen.append((rates, [b.first_row for b in batches], trainer.model.training))
         return update(batches)
 
-    trainer.update = recorded
+    trainer.make_update = recorded
     trainer.model.eval()
     found = find_lr(trainer, 1e-7, 1e-3, whole + 2)
     assert found.lrs == tuple(np.geomspace(1e-7, 1e-3, whole + 2))

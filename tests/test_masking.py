@@ -155,7 +155,7 @@ def test_a_resumed_hybrid_run_is_bitwise_the_whole_one(make_trainer, stop):
     whole = make_trainer("whole", objective=hybrid())
     whole.train()
     part = make_trainer("part", objective=hybrid())
-    part.should_stop = lambda: part.state.update == stop
+    part.should_stop = lambda: part.state.updates == stop
     with pytest.raises(PreemptedError):
         part.train()
     last = make_trainer("part", objective=hybrid())

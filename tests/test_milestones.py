@@ -91,7 +91,7 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
             part.load_checkpoint(found[1])
 
         def kill(part=part, stop=stop):
-            if part.state.update == stop:
+            if part.state.updates == stop:
                 raise Killed
             return False
 
@@ -110,7 +110,7 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
 
 def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_path):
     first = make("first")
-    first.should_stop = lambda: first.state.update == 8
+    first.should_stop = lambda: first.state.updates == 8
     with pytest.raises(PreemptedError):
         first.train()
     whole = make("second")

@@ -225,7 +225,7 @@ def test_the_result_says_which_update_was_exported(make_trainer, tmp_path, monke
     whole = SimpleNamespace(trainer=trainer, tokenizer=None, config={"seed": 0}, corpus=SimpleNamespace(pairs=()))
     found = run.finish(whole, tmp_path)
     words = {line["step"]: line["words"] for line in trainer.record.lines()}
-    assert found["exported_update"] == trainer.state.best_update < trainer.state.update
+    assert found["exported_update"] == trainer.state.best_update < trainer.state.updates
     assert found["exported_words"] == words[trainer.state.best_update] < trainer.state.words
 
 

@@ -71,12 +71,12 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
         assert row.updates == end["step"] - epoch["step"]
         assert row.learning_rate == first["learning_rate"]
         assert (row.assumed, row.lowest, row.highest) == (False, row.threshold, row.threshold)
-    assert (plan.updates, plan.tokens, plan.words) == (state.update, state.tokens, state.words)
+    assert (plan.updates, plan.tokens, plan.words) == (state.updates, state.tokens, state.words)
     assert plan.planned_updates == trainer.curriculum.total_updates == plan.updates
     assert plan.updates_range == (plan.updates, plan.updates)
     assert plan.peak_lr == max(line["learning_rate"] for line in updates)
     assert plan.final_lr == trainer.scheduler.get_last_lr()[0]
-    assert plan.exposure == exposure_so_far(trainer.curriculum, state.update)
+    assert plan.exposure == exposure_so_far(trainer.curriculum, state.updates)
     for row in plan.rows:
         assert row.threshold == trainer.curriculum.records[row.epoch - 1]["threshold"]
 
@@ -104,7 +104,7 @@ def test_an_adaptive_threshold_stays_within_the_range_of_the_plan(make_trainer, 
     for row, threshold in zip(plan.rows, did, strict=True):
         assert row.lowest <= threshold <= row.highest
         assert row.assumed or row.threshold == threshold
-    assert plan.updates_range[0] <= state.update <= plan.updates_range[1] <= plan.planned_updates
+    assert plan.updates_range[0] <= state.updates <= plan.updates_range[1] <= plan.planned_updates
     assert not plan.rows[0].assumed
     assert any(row.assumed for row in plan.rows)
     assert did != [row.threshold for row in plan.rows]  # the range matters: something did move
@@ -113,7 +113,7 @@ def test_an_adaptive_threshold_stays_within_the_range_of_the_plan(make_trainer, 
     if name == "performance":  # at 80 % of the run it is full whatever happened, so that row is no assumption
         assert (plan.rows[4].assumed, plan.rows[4].threshold) == (False, 1.0)
     if pacing == "matched":
-        assert (plan.updates, plan.tokens) == (state.update, state.tokens)
+        assert (plan.updates, plan.tokens) == (state.updates, state.tokens)
 
 
 def test_making_a_plan_changes_nothing(make_trainer):

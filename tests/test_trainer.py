@@ -42,7 +42,7 @@ def test_accumulation_is_the_gradient_of_one_large_batch(make_trainer):
     weights = []
     for name, given in (("many", batches), ("one", [joined(batches)])):
         trainer = make_trainer(name, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=constant)
-        norm = trainer.update(given).item()
+        norm = trainer.make_update(given).item()
         weights.append((norm, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
     (norm_many, many), (norm_one, one) = weights
     assert norm_many == pytest.approx(norm_one, rel=1e-5)
@@ -60,7 +60,7 @@ def test_the_update_is_the_mean_over_valid_targets(make_trainer):
     whole = joined(batches)
     logits = model(input_ids=whole.inputs, position_ids=whole.position_ids, use_cache=False).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets.flatten(), ignore_index=IGNORE).backward()
-    trainer.update(batches)
+    trainer.make_update(batches)
     for (name, mine), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -69,7 +69,7 @@ def test_budget_tokens_and_words(make_trainer):
     trainer = make_trainer()
     state = trainer.train()
     words = int(trainer.train_split.words.sum())
-    assert state.update == trainer.curriculum.total_updates
+    assert state.updates == trainer.curriculum.total_updates
     assert state.words == 3 * words
     assert state.tokens == 3 * (words + 40)  # every token and every document's mark, three times
     assert all(p.grad is None for p in trainer.model.parameters())  # nothing is carried into a next epoch
@@ -115,7 +115,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind
     whole.train()
     for stop in stops:
         part = make_trainer("part", **ADAPTIVE[kind]())
-        part.should_stop = lambda part=part, stop=stop: part.state.update >= stop
+        part.should_stop = lambda part=part, stop=stop: part.state.updates >= stop
         found = part.checkpoints.newest()
         if found:
             part.load_checkpoint(found[1])
@@ -160,7 +160,7 @@ def test_a_loss_that_is_no_number_changes_no_weight(make_trainer):
     trainer.should_stop = remember
     with pytest.raises(DivergedError, match=r"update 4 \(epoch .*, 6 rows from 18\): loss nan"):
         trainer.train()
-    assert trainer.state.update == 3
+    assert trainer.state.updates == 3
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
 
 
@@ -173,7 +173,7 @@ def test_overflow_is_retried_on_the_same_batch_at_half_the_scale(make_trainer):
     )
     scaled.train()
     assert 1 <= scaled.state.skipped < 20
-    assert scaled.state.update == plain.state.update
+    assert scaled.state.updates == plain.state.updates
     assert scaled.state.tokens == plain.state.tokens
     assert scaled.scheduler.get_last_lr() == plain.scheduler.get_last_lr()
     for mine, theirs in zip(scaled.model.parameters(), plain.model.parameters(), strict=True):
@@ -211,7 +211,7 @@ def test_kept_checkpoints_are_the_newest_and_the_best(make_trainer):
     assert "checkpoint_epoch_3.pt" in kept
     assert len({p.stat().st_ino for p in folder.glob("checkpoint_[se]*.pt")}) == 2
     content = load(folder / "checkpoint_best.pt")
-    assert content["state"]["update"] == trainer.state.best_update
+    assert content["state"]["updates"] == trainer.state.best_update
     assert content["state"]["val_loss"] == trainer.state.best_loss
 
 
@@ -258,7 +258,7 @@ def test_killed_between_a_checkpoint_and_its_name_as_the_best(make_trainer):
     """step_2 is the best and says so, but checkpoint_best.pt never came: resuming gives it its name."""
     first = make_trainer(eval_every=2, max_steps=8, epochs=1, keep_last=1)
     scripted(first, [1.0])
-    first.should_stop = lambda: first.state.update == 2
+    first.should_stop = lambda: first.state.updates == 2
     with pytest.raises(PreemptedError):
         first.train()
     (first.checkpoints.directory / BEST).unlink()
@@ -266,13 +266,13 @@ def test_killed_between_a_checkpoint_and_its_name_as_the_best(make_trainer):
     restore(second, *find_start(second, second.record.directory, None))
     scripted(second, [2.0, 3.0, 4.0])
     second.train()
-    assert second.checkpoints.best(2)[1]["state"]["update"] == 2
+    assert second.checkpoints.best(2)[1]["state"]["updates"] == 2
 
 
 def test_resumed_elsewhere_the_best_checkpoint_comes_along(make_trainer):
     first = make_trainer("first", eval_every=2, max_steps=8, epochs=1, save_every=1)
     scripted(first, [1.0, 2.0])
-    first.should_stop = lambda: first.state.update == 5
+    first.should_stop = lambda: first.state.updates == 5
     with pytest.raises(PreemptedError):
         first.train()
     second = make_trainer("second", eval_every=2, max_steps=8, epochs=1)
@@ -292,14 +292,14 @@ def test_taken_back_to_an_older_checkpoint_it_does_not_jump_ahead(make_trainer):
     older = str(whole.checkpoints.directory / "checkpoint_step_3.pt")
     back = make_trainer(identity={"resume": older}, **options)
     restore(back, *find_start(back, back.record.directory, older))
-    assert back.state.update == 3
-    assert back.checkpoints.newest()[1]["state"]["update"] == 3
-    back.should_stop = lambda: back.state.update == 5
+    assert back.state.updates == 3
+    assert back.checkpoints.newest()[1]["state"]["updates"] == 3
+    back.should_stop = lambda: back.state.updates == 5
     with pytest.raises(PreemptedError):
         back.train()
     again = make_trainer(identity={"resume": older}, **options)  # the same command: on from 5, not back to 3
     restore(again, *find_start(again, again.record.directory, older))
-    assert again.state.update == 5
+    assert again.state.updates == 5
     again.train()
     (tensors, metrics), (expected_tensors, expected_metrics) = final(again), expected
     assert metrics == expected_metrics

@@ -61,7 +61,7 @@ class Milestones:
             StorageError: it cannot be written.
         """
         reached = self.reached(before, state.words)
-        clock = {"words": state.words, "tokens": state.tokens, "update": state.update}
+        clock = {"words": state.words, "tokens": state.tokens, "update": state.updates}
         names = [name_of(mark) for mark in reached]
         there = {path.name: record for path, record in revisions(self.directory)}
         if all(there.get(name, {}).items() >= clock.items() for name in names):

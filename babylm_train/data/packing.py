@@ -68,7 +68,7 @@ class PackedRows:
             first_row=first,
         )
 
-    def update(self, index: int, micro_rows: int, micro_batches: int) -> list[Batch]:
+    def micro_batches(self, index: int, micro_rows: int, micro_batches: int) -> list[Batch]:
         """The micro-batches of one update; the slice's last update may have fewer, and a smaller last one."""
         first = index * micro_rows * micro_batches
         last = min(first + micro_rows * micro_batches, self.rows)

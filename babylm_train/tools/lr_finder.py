@@ -102,7 +102,7 @@ def find_lr(
 
         def update() -> float:
             trainer.state = state = RunState()
-            trainer.update(next(batches))
+            trainer.make_update(next(batches))
             trainer.settle()
             return state.window_nats / state.window_targets
 
@@ -169,7 +169,7 @@ def _batches(trainer: Trainer) -> Iterator[list[Batch]]:
     rows = PackedRows(trainer.train_split, part, trainer.max_length)
     while True:
         for index in range(part.updates):
-            yield rows.update(index, options.batch_size, options.gradient_accumulation_steps)
+            yield rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
 
 
 def _scheduler(optimizer: Any, rates: Sequence[float]) -> Any:

@@ -53,11 +53,11 @@ def test_trains_to_the_end_and_resumes_exactly(make_trainer, strategy, schedule,
     whole.train()
     if pacing == "matched":
         tokens = int(whole.curriculum.targets.sum())
-        assert (whole.state.update, whole.state.tokens) == (whole.curriculum.total_updates, EPOCHS * tokens)
+        assert (whole.state.updates, whole.state.tokens) == (whole.curriculum.total_updates, EPOCHS * tokens)
     assert len(whole.curriculum.records) == EPOCHS
-    assert whole.state.update <= whole.curriculum.total_updates
+    assert whole.state.updates <= whole.curriculum.total_updates
     part = trainer("part")
-    part.should_stop = lambda: part.state.update == whole.state.update // 2
+    part.should_stop = lambda: part.state.updates == whole.state.updates // 2
     with pytest.raises(PreemptedError):
         part.train()
     resumed = trainer("part")

@@ -72,7 +72,7 @@ def test_every_target_once_whatever_the_batches(lengths, max_length, micro, accu
     total = sum(lengths) + len(lengths)
     rows = PackedRows(split, slice_of(order, total), max_length)
     seen, words, index = [], 0, 0
-    while batches := rows.update(index, micro, accumulation):
+    while batches := rows.micro_batches(index, micro, accumulation):
         assert len(batches) <= accumulation
         for batch in batches:
             valid = batch.targets != IGNORE

@@ -153,7 +153,7 @@ def test_checkpoints(refused, tmp_path):
     folder = tmp_path / "other/checkpoints"
     folder.mkdir(parents=True)
     path = folder / "checkpoint_step_1.pt"
-    state = {"state": {"update": 1}}
+    state = {"state": {"updates": 1}}
     for make, message in (
         (lambda: torch.save(state, path), "checkpoint_step_1.pt.sha256 is missing"),
         (

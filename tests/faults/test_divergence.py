@@ -56,11 +56,11 @@ def test_no_bad_update_and_the_last_checkpoint_goes_on(tmp_path, at, value, grad
         trainer.train()
     assert caught.value.exit_code == 3
     assert f"update {(at + 1) // 2} " in str(caught.value)
-    assert trainer.state.update == (at - 1) // 2
+    assert trainer.state.updates == (at - 1) // 2
     assert all(map(torch.equal, weights(trainer), before[-1]))
     again = tiny_trainer(tmp_path / "a", save_every=3, epochs=2)
     start = find_start(again, again.record.directory, None)
-    assert (start is None) == (trainer.state.update < 3)
+    assert (start is None) == (trainer.state.updates < 3)
     torch.manual_seed(5)
     if start is not None:
         assert finite(start[1])
@@ -79,11 +79,11 @@ def test_a_streak_of_overflows(tmp_path, streak):
     if streak == 20:
         with pytest.raises(DivergedError, match=r"update 4 .* 20 overflows in a row"):
             trainer.train()
-        assert trainer.state.update == 3
+        assert trainer.state.updates == 3
         assert finite(trainer.checkpoints.newest()[1])
     else:
         assert trainer.train().skipped >= streak
-        assert trainer.state.update == trainer.curriculum.total_updates
+        assert trainer.state.updates == trainer.curriculum.total_updates
     assert all(torch.isfinite(w).all() for w in weights(trainer))
 
 
@@ -98,7 +98,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     )
 
     def lose_all_measure() -> bool:
-        if trainer.state.update == 3:
+        if trainer.state.updates == 3:
             trainer.optimizer.param_groups[0]["lr"] = 1e38
             trainer.optimizer.param_groups[0]["weight_decay"] = 1e38
         return False
@@ -107,5 +107,5 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     with pytest.raises(DivergedError, match="update 4 left weights that are not finite"):
         trainer.train()
     content = trainer.checkpoints.newest()[1]
-    assert content["state"]["update"] == 3
+    assert content["state"]["updates"] == 3
     assert finite(content)

@@ -92,14 +92,14 @@ def run(directory: Path, configuration: str, preemption: object = lambda: False)
     trainer = tiny_trainer(directory, **CONFIGURATIONS[configuration]())
     trainer.should_stop = preemption  # type: ignore[assignment]
     applied = os.open(directory / "applied", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    update = trainer.update
+    update = trainer.make_update
 
     def logged(batches: list[Batch]) -> torch.Tensor:
         norm = update(batches)
-        os.write(applied, b"%d\n" % trainer.state.update)
+        os.write(applied, b"%d\n" % trainer.state.updates)
         return norm
 
-    trainer.update = logged  # type: ignore[method-assign]
+    trainer.make_update = logged  # type: ignore[method-assign]
     seed_all(7)
     start = find_start(trainer, directory, None)
     trainer.checkpoints.check(1000, 9)
@@ -217,7 +217,7 @@ def saved(tmp_path_factory):
     whole.train()
     expected = outcome(whole)
     contents = [load(path) for path in whole.checkpoints.directory.glob("checkpoint_[es]*.pt")]
-    contents.sort(key=lambda c: (c["state"]["update"], c["state"]["epoch"]))
+    contents.sort(key=lambda c: (c["state"]["updates"], c["state"]["epoch"]))
     fresh, kept = everything(whole.record.directory.parent / "fresh"), []
     seed_all(12345)
     fresh.checkpoints.save = lambda content, names: kept.append(content)

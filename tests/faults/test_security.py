@@ -137,7 +137,7 @@ def packed_bomb() -> bytes:
     """A .pt whose archive says that it holds a gigabyte."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/data.pkl", pickle.dumps({"state": {"update": 1}}, protocol=2))
+        archive.writestr("x/data.pkl", pickle.dumps({"state": {"updates": 1}}, protocol=2))
         archive.writestr("x/data/0", bytes(30 << 20))
     return buffer.getvalue()
 
@@ -159,8 +159,8 @@ CHECKPOINTS = {
     "a pickle": lambda: pickle.dumps(Touch()),
     "a pickle in a checkpoint": lambda: torch_file({"state": Touch()}),
     "a pickle in the old format": lambda: torch_file({"state": Touch()}, _use_new_zipfile_serialization=False),
-    "an object": lambda: torch_file({"state": {"update": 1}, "model": torch.nn.Linear(1, 1)}),
-    "a path": lambda: torch_file({"state": {"update": 1}, "x": Path("a")}),
+    "an object": lambda: torch_file({"state": {"updates": 1}, "model": torch.nn.Linear(1, 1)}),
+    "a path": lambda: torch_file({"state": {"updates": 1}, "x": Path("a")}),
     "a bomb": packed_bomb,
     "a tar that climbs": tar,
 }

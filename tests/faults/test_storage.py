@@ -16,7 +16,7 @@ from babylm_train.files import cached
 
 
 def content(update: int, best: int = 0) -> dict:
-    return {"state": {"update": update, "best_update": best}, "model": {"w": torch.full((30,), float(update))}}
+    return {"state": {"updates": update, "best_update": best}, "model": {"w": torch.full((30,), float(update))}}
 
 
 def save(store: Checkpoints, update: int, best: int) -> None:
@@ -69,12 +69,12 @@ def test_every_failpoint_and_every_fault_leave_a_loadable_checkpoint(tmp_path, h
             newest = store.newest()
             if before:
                 assert newest is not None, (fault, step)
-                assert newest[1]["state"]["update"] in (before[-1][0], update), (fault, step)
+                assert newest[1]["state"]["updates"] in (before[-1][0], update), (fault, step)
                 wanted = newest[1]["state"]["best_update"]
-                assert store.best(wanted)[1]["state"]["update"] == wanted, (fault, step)
+                assert store.best(wanted)[1]["state"]["updates"] == wanted, (fault, step)
             save(store, update, best)  # and the disk is well again
-            assert store.best(best)[1]["state"]["update"] == best
-            assert store.newest()[1]["state"]["update"] == update
+            assert store.best(best)[1]["state"]["updates"] == best
+            assert store.newest()[1]["state"]["updates"] == update
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -168,16 +168,16 @@ def test_over_500_histories_the_best_and_the_last_verified_are_never_deleted(tmp
                 best = update if not best or rng.random() < 0.4 else best
                 save(store, update, best)
                 intact.append(update)
-                assert store.newest()[1]["state"]["update"] == update
+                assert store.newest()[1]["state"]["updates"] == update
             elif intact[-1] != best:  # the newest file is hit, and the run goes on from what is left
                 path = store.directory / f"checkpoint_step_{intact.pop()}.pt"
                 path.write_bytes(damaged(path.read_bytes(), rng))
                 left = [u for u in intact if (store.directory / f"checkpoint_step_{u}.pt").exists()]
                 _, found = store.newest()
-                assert found["state"]["update"] == max(left, default=best)
-                update, best = found["state"]["update"], found["state"]["best_update"]
+                assert found["state"]["updates"] == max(left, default=best)
+                update, best = found["state"]["updates"], found["state"]["best_update"]
                 intact = [u for u in intact if u <= update]
                 store.forget_after(update)
-            assert load(store.directory / BEST)["state"]["update"] == best
+            assert load(store.directory / BEST)["state"]["updates"] == best
             names = [p.name for p in store.directory.iterdir()]
             assert {n + ".sha256" for n in names if n.endswith(".pt")} <= set(names)

@@ -1,0 +1,133 @@
+"""One parser, one --help and one way to end for all commands."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from pydantic import TypeAdapter, ValidationError
+
+from babylm_train.errors import InputError, RunError, fail, printable
+
+FLAGS = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed. places: words without `=`. options: the command's own. overrides: the rest, of a run's keys."""
+
+    places: list[str]
+    options: Any
+    overrides: list[str]
+    config_name: str = "config"
+    config_dir: str | None = None
+
+
+def read_command_line(
+    arguments: Sequence[str], options: type, *, places: str = "", overrides: bool = False
+) -> CommandLine:
+    """Takes the arguments of a command apart.
+
+    Args:
+        options: a dataclass; each `key=value` whose key is one of its fields is read as that field's type.
+        places: what the words without `=` name, as the help shows it; empty: there are none.
+        overrides: other `key=value` words are a run's overrides, and Hydra's --config-dir and --config-name are taken.
+
+    Raises:
+        InputError: an unknown key or flag, with the nearest known one, or a value of another type.
+    """
+    known = {field.name for field in fields(options)}
+    words: list[str] = []
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    flags: dict[str, str] = {}
+    left = iter(arguments)
+    for argument in left:
+        key, equals, value = argument.partition("=")
+        if overrides and key in FLAGS:
+            flags[FLAGS[key]] = value if equals else next(left, "")
+        elif argument.startswith("-"):
+            raise InputError(f"{key}: no such flag; keys are given as {key.lstrip('-') or 'key'}=value")
+        elif equals and key in known:
+            own[key] = value
+        elif overrides:
+            rest.append(argument)
+        elif equals:
+            raise InputError(f"{key}: no such option{nearest(key, known)} (there are {', '.join(sorted(known))})")
+        elif places:
+            words.append(argument)
+        else:
+            raise InputError(f"{argument}: options are given as key=value")
+    try:
+        made: Any = TypeAdapter(options).validate_python({k: None if v == "null" else v for k, v in own.items()})
+    except ValidationError as error:
+        raise InputError(explain_invalid(error)) from error
+    return CommandLine(words, made, rest, **flags)
+
+
+def explain_invalid(error: ValidationError, at: str = "") -> str:
+    """One line for the first thing that pydantic refused: `at.field: what was expected, got value`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in (*([at] if at else []), *first["loc"]))
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key} is not set: give {key}=..."
+    return f"{key} must be {said}, got {printable(first['input'])[:100]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean NAME?` where something known is near."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def start(
+    main: Callable[[CommandLine], None], page: str, options: type, *, places: str = "", overrides: bool = False
+) -> NoReturn:
+    """Runs a command and ends the process: help is a page and exit 0, an error is one line and its exit code.
+
+    Args:
+        main: the command. page: its help, the module's docstring. options, places, overrides: as read_command_line.
+    """
+    arguments = sys.argv[1:]
+    try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_page(page, options))
+        else:
+            main(read_command_line(arguments, options, places=places, overrides=overrides))
+    except RunError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def help_page(page: str, options: type) -> str:
+    """`page`, and the options with their defaults."""
+    shown = [f"  {f.name}={'null' if f.default is None else f.default}" for f in fields(options)]
+    return inspect.cleandoc(page) + ("\n\noptions and their defaults:\n" + "\n".join(shown) if shown else "")
+
+
+def show_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as an aligned table of printable text, numbers on the right, a header above."""
+    if not rows:
+        return ""
+    names = list(rows[0])
+    cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    left = [isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() for name in names]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(line, widths, left, strict=True)
+        )
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
