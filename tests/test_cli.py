@@ -48,7 +48,7 @@ BAD = {
     "trainer.eval_pairs=corpus trainer.metric=pairs/al": "trainer.metric must be one of val/loss, pairs/all, pairs/",
     "optimizer=sgd ~optimizer.fused optimizer._target_=torch.optim.Muon": "optimizer: Muon only supports 2D parameters",
     "trainer.eval_pairs=none.jsonl": "pairs: no such file: none.jsonl",
-    "objective=masked": "objective: MaskedObjective needs an encoder, model is a decoder",
+    "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder, model is a decoder",
     "model=deberta_nano": "objective: CausalObjective needs a decoder, model is an encoder",
     "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd? (there are adam, adamw, sgd)",
     "optimiser=sgd": "optimiser: no such key or group, did you mean optimizer?",

@@ -76,7 +76,7 @@ def test_every_leaf_is_an_argument_and_defaults_agree(path):
         module, _, name = node["_target_"].rpartition(".")
         parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         for key, value in node.items():
-            if key in ("_target_", "_partial_"):
+            if key in ("defaults", "_target_", "_partial_"):
                 continue
             assert key in parameters or "kwargs" in parameters, f"{path}: {node['_target_']} takes no {key}"
             default = parameters[key].default

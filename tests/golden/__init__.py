@@ -29,7 +29,7 @@ COMMON = (
 )
 RUNS = {
     "plain": GPT2,
-    "sgd_accumulation": f"{GPT2} optimizer=sgd scheduler=cosine scheduler.warmup_steps=5 model.dropout=0 "
+    "sgd_accumulation": f"{GPT2} optimizer=sgd scheduler=cosine scheduler.warmup_ratio=null scheduler.warmup_steps=5 model.dropout=0 "
     "trainer.gradient_accumulation_steps=3 trainer.max_steps=12",
     "modern_bf16": f"{MODERN} precision=bf16 scheduler=cosine scheduler.warmup_ratio=0.2",
     "modernbert_masked": f"model=modernbert_nano objective=masked {WIDE}",
