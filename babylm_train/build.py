@@ -15,8 +15,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from babylm_train import config as checks
+from babylm_train.command import explain_invalid
 from babylm_train.errors import InputError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
     from babylm_train.data.corpus import Corpus
     from babylm_train.data.tokens import TokenizedSplit
+    from babylm_train.options import TrainerOptions
     from babylm_train.state import MinimalPair
-    from babylm_train.trainer import Trainer, TrainerOptions
+    from babylm_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +121,8 @@ def _instantiate(config: DictConfig, group: str) -> Any:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         cause = error.__cause__ or error
+        if isinstance(cause, ValidationError):
+            raise InputError(explain_invalid(cause, group)) from error
         if isinstance(cause, (TypeError, ValueError)):
             message = re.sub(r"^[\w.]+\(\) ", "", str(cause).splitlines()[0])  # without `Class.__init__() `
             raise InputError(f"{group}: {message}") from error
@@ -235,7 +240,7 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
     optimizer = _optimizer(built, model)
-    objective, pairs = built.objective.begin(tokenizer), _eval_pairs(built, corpus, tokenizer)
+    objective, pairs = built.objective.use_tokenizer(tokenizer), _eval_pairs(built, corpus, tokenizer)
     first = EvaluationRows(beginning(validation), source.max_length)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
@@ -246,8 +251,8 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         scheduler=built.scheduler(optimizer, updates),
         precision=built.precision,
         curriculum=curriculum,
-        train=train,
-        validation=validation,
+        train_split=train,
+        validation_split=validation,
         max_length=source.max_length,
         options=options,
         directory=directory,
@@ -308,7 +313,7 @@ def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
 
 def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The model with freshly drawn weights, on its device."""
-    from babylm_train.step import is_memory_error
+    from babylm_train.errors import is_memory_error
 
     device = device_of(built.options)
     try:
@@ -331,12 +336,12 @@ def _optimizer(built: Parts, model: Any) -> Any:
     Raises:
         InputError: it does not take these parameters, as Muon, which takes matrices alone.
     """
-    from babylm_train.optim import parameter_groups
+    from babylm_train.optim import group_parameters
 
     partial = built.optimizer
     declared = inspect.signature(partial.func).parameters.get("weight_decay")
     decay = partial.keywords.get("weight_decay", declared.default if declared else 0.0)
-    groups = parameter_groups(model, decay, built.options.no_decay)
+    groups = group_parameters(model, decay, built.options.no_decay)
     try:
         return partial(groups)
     except (TypeError, ValueError) as error:

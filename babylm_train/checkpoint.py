@@ -202,6 +202,21 @@ def find_checkpoint(resume: str) -> Path:
     raise InputError(f"resume={resume}: no checkpoint there")
 
 
+def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads: int) -> None:
+    """Holds a checkpoint against the identity of the run that is to go on from it.
+
+    Raises:
+        InputError: it is of another corpus, tokenizer or configuration; names what differs.
+    """
+    for name, mine in identity.get("hashes", {}).items():
+        if (theirs := content.get("hashes", {}).get(name)) != mine:
+            raise InputError(f"the checkpoint is of another {name}: its hash is {theirs} there, {mine} here")
+    refuse_other(identity.get("config", {}), content.get("config", {}), "the checkpoint")
+    if content["threads"] != threads:
+        warn = "the checkpoint was made with %d threads, now there are %d: same updates, not bitwise"
+        log.warning(warn, content["threads"], threads)
+
+
 def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
     """Holds the configuration of a run against the one it is to go on from, both as `key.key: value`.
 

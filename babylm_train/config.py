@@ -297,6 +297,8 @@ def _check_keys(node: dict[str, Any], known: dict[str, Any], path: tuple[str, ..
                 raise InputError(f"{here} is a group of keys ({', '.join(map(str, known[key]))}), got {value!r}")
             if value.get("_target_") == known[key].get("_target_"):
                 _check_keys(value, known[key], (*path, str(key)))
+        elif "_target_" in node and hasattr(resolve(node["_target_"], here), "__pydantic_validator__"):
+            continue  # it checks itself
         elif value != known[key] or isinstance(value, bool) != isinstance(known[key], bool):  # 0 is not false
             declared = None in (value, known[key]) or isinstance(value, list)
             _check_type(here, value, known[key], _annotation(node, key, here) if declared else "")

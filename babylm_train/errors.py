@@ -1,19 +1,25 @@
 """The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
 
+import contextlib
+import dataclasses
 import sys
-from functools import partial
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import ConfigDict
 
-# Decorates a class that conf/ names, or that a user builds: its fields are its arguments, checked by their types and
-# `pydantic.Field(gt=..., le=...)` where it is built, without conversions; unknown ones are refused (ValidationError).
-arguments = partial(
-    pydantic.dataclasses.dataclass,
-    frozen=True,
-    config=ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False),
-)
+T = TypeVar("T")
+
+
+@dataclass_transform(field_specifiers=(pydantic.Field, dataclasses.field))
+def arguments(*, frozen: bool = True) -> Callable[[type[T]], type[T]]:
+    """Decorates a class that conf/ names, or that a user builds: its fields are its arguments.
+
+    They are checked where it is built, by their types and `pydantic.Field(gt=..., le=...)`, without conversions;
+    unknown ones are refused (pydantic.ValidationError).
+    """
+    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return cast(Callable[[type[T]], type[T]], pydantic.dataclasses.dataclass(frozen=frozen, config=config))
 
 
 class RunError(Exception):
@@ -70,3 +76,25 @@ def fail(error: RunError) -> NoReturn:
     """Ends an entry point: one line on standard error, and the exit code of the error's kind."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Is it one of the ways in which torch says that memory is full?"""
+    said = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED")
+    full = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return full or isinstance(error, MemoryError)
+
+
+@contextlib.contextmanager
+def memory_errors(rows: int, length: int) -> Iterator[None]:
+    """Says what to do where micro-batches of `rows` x `length` do not fit. Raises OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        detail = next(line for line in str(error).splitlines() if line.strip())
+        raise OutOfMemory(
+            f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "
+            "and double trainer.gradient_accumulation_steps for the same updates"
+        ) from error

@@ -1,103 +1,105 @@
-"""What is predicted: from a batch to its summed loss."""
+"""What is predicted: from a batch to its summed loss.
+
+Which tokens of a row are hidden is a pure function of (seed, epoch, row): batch size and resume change nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from babylm_train.errors import InputError
-from babylm_train.masking import Corruption, corrupt, in_turn
+from babylm_train.errors import InputError, arguments
 from babylm_train.state import IGNORE, Batch
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+MASKING, EVALUATION = 0x3A5C, 0xE7A1  # keep these draws apart from other uses of the seed
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
 
-class CausalObjective:
-    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch."""
 
-    likelihood = "causal"
-    encoder = False
-    backends: tuple[str, ...] = ("causal",)
+class Objective:
+    """What the trainer asks of an objective.
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Nothing of the tokenizer is needed here."""
+    likelihood: `causal`, or `pseudo` where the validation loss is that of hidden tokens. encoder: trains encoders, not
+    decoders. backends: how the BabyLM evaluation can read the model (causal, mlm, mntp).
+    """
+
+    likelihood: ClassVar[str] = "causal"
+    encoder: ClassVar[bool] = False
+    backends: ClassVar[tuple[str, ...]] = ("causal",)
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Takes what it needs of the tokenizer; nothing here."""
         return self
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch as the model is to see it; unchanged here."""
+        """The batch as the model is to see it in training; unchanged here."""
         return batch
 
     def evaluation(self, batch: Batch) -> Iterator[Batch]:
         """The batches to add up for an exact evaluation; only this one here."""
         yield batch
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Summed loss over the batch's targets, in nats: a float32 scalar."""
+        raise NotImplementedError
+
+
+class CausalObjective(Objective):
+    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch."""
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's valid targets: a float32 scalar.
 
         `attention_mask` must be None and `use_cache` False: only then do transformers' decoders read the restarts of
         position_ids as document boundaries.
         """
-        from torch.nn.functional import cross_entropy
-
         options = {"position_ids": batch.position_ids, "attention_mask": None, "use_cache": False}
         if getattr(model, "linear_head", False):
-            return model.summed_loss(batch.inputs, batch.targets, **options)  # type: ignore[operator]
-        logits = model(input_ids=batch.inputs, **options).logits
-        return cross_entropy(
-            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+            return model.sum_loss(batch.inputs, batch.targets, **options)
+        return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
 
 
-class MaskedObjective:
+@arguments(frozen=False)
+class MaskedObjective(Objective):
     """Masked tokens from both sides of their document: -log p(token | the document with some tokens hidden), summed.
 
     Args:
         start_rate, end_rate: share of the tokens that is hidden, linear in the share of the budget that is spent.
         mask_share, random_share: of the hidden tokens become the mask, or another token; the rest stays as it is.
+        seed: of the draws, with the epoch and the row.
         evaluation_passes: passes over an evaluation text; each hides one of so many parts of it, so every token is
             predicted once. The perplexity of that is a pseudo-perplexity: no causal model's compares with it.
-        seed: of the draws, with the epoch and the row.
-
-    Raises:
-        InputError: a value is out of range.
     """
 
-    likelihood = "pseudo"
-    encoder = True
-    backends: tuple[str, ...] = ("mlm",)
+    likelihood: ClassVar[str] = "pseudo"
+    encoder: ClassVar[bool] = True
+    backends: ClassVar[tuple[str, ...]] = ("mlm",)
 
-    def __init__(
-        self,
-        start_rate: float,
-        end_rate: float,
-        mask_share: float,
-        random_share: float,
-        evaluation_passes: int,
-        seed: int,
-    ) -> None:
-        for name, rate in (("start_rate", start_rate), ("end_rate", end_rate)):
-            if not 0 < rate < 1:
-                raise InputError(f"objective.{name} must be in (0, 1), got {rate}")
-        if min(mask_share, random_share) < 0 or mask_share + random_share > 1:
-            raise InputError(
-                f"objective.mask_share and objective.random_share must not be negative and add up to at most 1, got "
-                f"{mask_share} and {random_share}"
-            )
-        if evaluation_passes < 2:
-            raise InputError(f"objective.evaluation_passes must be at least 2, got {evaluation_passes}")
-        if seed < 0:
-            raise InputError(f"objective.seed must not be negative, got {seed}")
-        self.start_rate, self.end_rate, self.seed = start_rate, end_rate, seed
-        self.mask_share, self.random_share, self.passes = mask_share, random_share, evaluation_passes
+    start_rate: Rate
+    end_rate: Rate
+    mask_share: Share
+    random_share: Share
+    seed: Annotated[int, Field(ge=0)]
+    evaluation_passes: Annotated[int, Field(ge=2)] = 2
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    @model_validator(mode="after")
+    def check_shares(self) -> Self:
+        """Do the shares leave room for one another? Raises InputError."""
+        if self.mask_share + self.random_share > 1:
+            raise InputError("objective.mask_share and objective.random_share must add up to at most 1")
+        return self
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Takes the mask and the ids that may stand in for a token.
 
         Raises:
@@ -116,31 +118,34 @@ class MaskedObjective:
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch with tokens hidden; its targets are the hidden tokens, at their own places."""
-        inputs = batch.inputs.numpy()
         draws = {"seed": self.seed, "epoch": batch.epoch, "first_row": batch.first_row}
+        inputs = batch.inputs.numpy()
         hidden, chosen = corrupt(inputs, self.candidates(batch), self.rate(batch.progress), self.rule, **draws)
-        return self.hidden(batch, hidden, chosen)
+        return _predict(batch, hidden, self.targets(batch, chosen))
 
     def evaluation(self, batch: Batch) -> Iterator[Batch]:
         """The batches to add up for an exact evaluation: every token hidden once, by the mask."""
         inputs = batch.inputs.numpy()
-        for chosen in in_turn(self.candidates(batch), self.passes, batch.first_row):
-            yield self.hidden(batch, np.where(chosen, self.rule.mask, inputs), chosen)
+        for chosen in split_in_turns(self.candidates(batch), self.evaluation_passes, batch.first_row):
+            yield _predict(batch, np.where(chosen, self.rule.mask, inputs), self.targets(batch, chosen))
 
     def candidates(self, batch: Batch) -> np.ndarray:
         """Which inputs may be hidden: neither marks nor filling. Bool, shape (rows, length)."""
         return ((batch.inputs != self.mark) & (batch.targets != IGNORE)).numpy()
 
-    def hidden(self, batch: Batch, inputs: np.ndarray, chosen: np.ndarray) -> Batch:
-        """`batch` as the model is to see it, predicting the tokens that were chosen."""
-        targets = np.where(chosen, batch.inputs.numpy(), IGNORE)
-        return _predicting(batch, inputs, targets)
+    def targets(self, batch: Batch, chosen: np.ndarray) -> np.ndarray:
+        """What is predicted where, of the chosen tokens: each at its own place. Int64, shape (rows, length)."""
+        return np.where(chosen, batch.inputs.numpy(), IGNORE)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Summed loss in nats over the hidden tokens: a float32 scalar."""
-        return _both_ways(model, batch)
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Summed loss in nats over the targets, each document read both ways: a float32 scalar."""
+        document = (batch.position_ids == 0).cumsum(1)
+        seen = document[:, None, :, None] == document[:, None, None, :]  # (rows, 1, length, length)
+        options = {"position_ids": batch.position_ids, "attention_mask": seen, "use_cache": False}
+        return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
 
 
+@arguments(frozen=False)
 class HybridObjective(MaskedObjective):
     """Causal and masked updates in turn, for a decoder that is then read both ways (GPT-BERT, Charpentier and Samuel).
 
@@ -151,28 +156,13 @@ class HybridObjective(MaskedObjective):
     Args:
         masked_share: of the updates, spread evenly; update u is masked if floor((u + 1) share) > floor(u share).
         start_rate, end_rate, mask_share, random_share, seed: as MaskedObjective.
-
-    Raises:
-        InputError: a value is out of range.
     """
 
-    likelihood = "causal"
-    encoder = False
-    backends = ("causal", "mntp")
+    likelihood: ClassVar[str] = "causal"
+    encoder: ClassVar[bool] = False
+    backends: ClassVar[tuple[str, ...]] = ("causal", "mntp")
 
-    def __init__(
-        self,
-        masked_share: float,
-        start_rate: float,
-        end_rate: float,
-        mask_share: float,
-        random_share: float,
-        seed: int,
-    ) -> None:
-        if not 0 < masked_share < 1:
-            raise InputError(f"objective.masked_share must be in (0, 1), got {masked_share}")
-        super().__init__(start_rate, end_rate, mask_share, random_share, 2, seed)
-        self.masked_share, self.causal = masked_share, CausalObjective()
+    masked_share: Rate = Field(kw_only=True)
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch with tokens hidden in a masked update, unchanged in a causal one."""
@@ -189,30 +179,79 @@ class HybridObjective(MaskedObjective):
         may[:, 0] = False
         return may
 
-    def hidden(self, batch: Batch, inputs: np.ndarray, chosen: np.ndarray) -> Batch:
-        """`batch` as the model is to see it; a chosen token is the target of the place before it."""
-        targets = np.full_like(inputs, IGNORE)
-        targets[:, :-1] = np.where(chosen, batch.inputs.numpy(), IGNORE)[:, 1:]
-        return _predicting(batch, inputs, targets)
+    def targets(self, batch: Batch, chosen: np.ndarray) -> np.ndarray:
+        """A chosen token is the target of the place before it. Int64, shape (rows, length)."""
+        shifted = np.full(chosen.shape, IGNORE)
+        shifted[:, :-1] = super().targets(batch, chosen)[:, 1:]
+        return shifted
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's targets: a float32 scalar."""
-        return _both_ways(model, batch) if batch.both_ways else self.causal(model, batch)
+        return super().__call__(model, batch) if batch.both_ways else CausalObjective()(model, batch)
 
 
-def _predicting(batch: Batch, inputs: np.ndarray, targets: np.ndarray) -> Batch:
+@dataclass(frozen=True)
+class Corruption:
+    """What becomes of a chosen token (Devlin et al. 2019, section 3.1): masked, replaced by another, or left as it is.
+
+    Attributes:
+        mask: id of the mask token. others: ids that may replace a token, shape (K,).
+        mask_share, random_share: of the chosen tokens; the rest is left as it is.
+    """
+
+    mask: int
+    others: np.ndarray
+    mask_share: float
+    random_share: float
+
+
+def corrupt(
+    inputs: np.ndarray, candidates: np.ndarray, rate: float, rule: Corruption, *, seed: int, epoch: int, first_row: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides a share of each row's tokens.
+
+    A token is chosen where its draw is below `rate`, so a higher rate chooses the same tokens and more; of a row with
+    candidates at least one is chosen.
+
+    Args:
+        inputs: token ids, shape (rows, length). candidates: which of them may be chosen, bool, the same shape.
+        first_row: number of the first row within its epoch.
+
+    Returns:
+        The ids as the model is to see them, and which were chosen (bool), both of shape (rows, length).
+    """
+    hidden, chosen = inputs.copy(), np.zeros_like(candidates)
+    for row, (ids, may) in enumerate(zip(inputs, candidates, strict=True)):
+        rng = np.random.default_rng([seed, MASKING, epoch, first_row + row])
+        draw, action = np.where(may, rng.random(len(ids)), np.inf), rng.random(len(ids))
+        replacement = rule.others[rng.integers(0, len(rule.others), len(ids))]
+        chosen[row] = draw < rate
+        if may.any():
+            chosen[row, draw.argmin()] = True
+        masked = chosen[row] & (action < rule.mask_share)
+        swapped = chosen[row] & ~masked & (action < rule.mask_share + rule.random_share)
+        hidden[row] = np.where(masked, rule.mask, np.where(swapped, replacement, ids))
+    return hidden, chosen
+
+
+def split_in_turns(candidates: np.ndarray, passes: int, first_row: int) -> Iterator[np.ndarray]:
+    """`passes` masks (bool, shape (rows, length)) that choose every candidate exactly once, the same for every run."""
+    rows, length = candidates.shape
+    generators = (np.random.default_rng([EVALUATION, first_row + row]) for row in range(rows))
+    group = np.stack([rng.permutation(length) % passes for rng in generators])
+    for turn in range(passes):
+        yield candidates & (group == turn)
+
+
+def _predict(batch: Batch, inputs: np.ndarray, targets: np.ndarray) -> Batch:
+    """`batch` read both ways, with these inputs and targets."""
     import torch
 
-    tokens = int((targets != IGNORE).sum())
-    return replace(
-        batch, inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), tokens=tokens, both_ways=True
-    )
+    values = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+    return replace(batch, **values, tokens=int((targets != IGNORE).sum()), both_ways=True)  # type: ignore[arg-type]
 
 
-def _both_ways(model: nn.Module, batch: Batch) -> Tensor:
+def _sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     from torch.nn.functional import cross_entropy
 
-    document = (batch.position_ids == 0).cumsum(1)
-    seen = document[:, None, :, None] == document[:, None, None, :]  # (rows, 1, length, length)
-    logits = model(input_ids=batch.inputs, position_ids=batch.position_ids, attention_mask=seen, use_cache=False).logits
-    return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from babylm_train.errors import InputError
+from pydantic import Field
+
+from babylm_train.errors import InputError, arguments
 
 if TYPE_CHECKING:
     import torch
@@ -16,47 +20,34 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
+log = logging.getLogger(__name__)
+
 KINDS = ("norm", "bias", "embedding")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = KINDS) -> list[dict[str, Any]]:
+def group_parameters(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = KINDS) -> list[dict[str, Any]]:
     """Two groups for a torch optimizer: decayed, and not decayed.
 
     Args:
         model: its trainable parameters are taken once each (tied weights are embeddings).
         weight_decay: of the first group.
         no_decay: kinds of parameters without decay: `norm` (weights of normalisation layers), `bias`, `embedding`.
-
-    Raises:
-        InputError: an unknown kind.
     """
     from torch import nn
 
-    for kind in no_decay:
-        if kind not in KINDS:
-            raise InputError(f"trainer.no_decay may name {', '.join(KINDS)}, got {kind}")
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     seen: set[int] = set()
     # embeddings first: a head tied to them is the same parameter
-    modules = sorted(model.modules(), key=lambda m: not isinstance(m, nn.Embedding))
-    for module in modules:
+    for module in sorted(model.modules(), key=lambda m: not isinstance(m, nn.Embedding)):
+        kind = "norm" if "norm" in type(module).__name__.lower() else "weight"
+        kind = "embedding" if isinstance(module, nn.Embedding) else kind
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                (plain if _kind(module, name) in no_decay else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]
-
-
-def _kind(module: nn.Module, name: str) -> str:
-    from torch import nn
-
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    if name == "bias":
-        return "bias"
-    return "norm" if "norm" in type(module).__name__.lower() else "weight"
+                named = "bias" if name == "bias" and kind != "embedding" else kind
+                groups[named not in no_decay].append(parameter)
+    decays = {True: weight_decay, False: 0.0}
+    return [{"params": params, "weight_decay": decays[kind]} for kind, params in groups.items() if params]
 
 
 def resolve_warmup(total_updates: int, warmup_steps: int | None, warmup_ratio: float | None) -> int:
@@ -79,52 +70,47 @@ def resolve_warmup(total_updates: int, warmup_steps: int | None, warmup_ratio: f
     return steps
 
 
-def linear(
-    optimizer: Optimizer, total_updates: int, warmup_steps: int | None = None, warmup_ratio: float | None = None
-) -> LambdaLR:
-    """Linear warmup from 0 to the optimizer's lr, then linear decay to 0 at `total_updates`."""
-    warmup = resolve_warmup(total_updates, warmup_steps, warmup_ratio)
-    from transformers import get_linear_schedule_with_warmup
-
-    return get_linear_schedule_with_warmup(optimizer, warmup, total_updates)
-
-
-def cosine(
+def schedule(
     optimizer: Optimizer,
     total_updates: int,
+    name: str,
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
-    num_cycles: float = 0.5,
+    decay_ratio: float | None = None,
+    **kwargs: Any,
 ) -> LambdaLR:
-    """Linear warmup, then lr * (1 + cos(2 pi num_cycles t)) / 2 with t from 0 to 1 (Loshchilov and Hutter 2017)."""
-    if num_cycles <= 0:
-        raise InputError(f"scheduler.num_cycles must be positive, got {num_cycles}")
+    """A schedule of transformers.get_scheduler: linear warmup from 0 to the optimizer's lr, then as `name` says.
+
+    Args:
+        name: linear, cosine, constant_with_warmup, cosine_with_min_lr, warmup_stable_decay, ...
+        warmup_steps, warmup_ratio: updates, or their share of the run; not both.
+        decay_ratio: share of the run at its end in which the rate falls, for warmup_stable_decay.
+        kwargs: of that schedule (num_cycles, min_lr_rate, decay_type, ...).
+
+    Raises:
+        InputError: an option is out of range, or not one of this schedule.
+    """
+    from transformers import get_scheduler
+
     warmup = resolve_warmup(total_updates, warmup_steps, warmup_ratio)
-    from transformers import get_cosine_schedule_with_warmup
-
-    return get_cosine_schedule_with_warmup(optimizer, warmup, total_updates, num_cycles=num_cycles)
-
-
-def constant(
-    optimizer: Optimizer, total_updates: int, warmup_steps: int | None = None, warmup_ratio: float | None = None
-) -> LambdaLR:
-    """Linear warmup, then the optimizer's lr to the end."""
-    warmup = resolve_warmup(total_updates, warmup_steps, warmup_ratio)
-    from transformers import get_constant_schedule_with_warmup
-
-    return get_constant_schedule_with_warmup(optimizer, warmup)
+    if decay_ratio is not None:
+        if not 0 < decay_ratio <= 1:
+            raise InputError(f"scheduler.decay_ratio must be in (0, 1], got {decay_ratio}")
+        kwargs["num_decay_steps"] = min(math.ceil(decay_ratio * total_updates), total_updates - warmup)
+    if not kwargs.get("num_cycles", 1) > 0:
+        raise InputError(f"scheduler.num_cycles must be positive, got {kwargs['num_cycles']}")
+    try:
+        return get_scheduler(name, optimizer, warmup, total_updates, scheduler_specific_kwargs=kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scheduler: {str(error).splitlines()[0]}") from error
 
 
-log = logging.getLogger(__name__)
-
-MATMUL = ("highest", "high", "medium")
-
-
+@arguments()
 class Precision:
     """One numeric format for the forward and backward pass; weights and optimizer state stay float32.
 
     Args:
-        dtype: `float32`, `bfloat16` or `float16` inside autocast.
+        dtype: inside autocast.
         matmul: rounding of float32 matrix products, as in torch.set_float32_matmul_precision: `highest` (exact),
             `high` (TF32 on GPUs), `medium` (TF32 on GPUs, sums of bfloat16 products on CPUs with avx512_bf16).
         loss_scaling: scale the loss and skip updates that overflow (Micikevicius et al. 2018); for float16.
@@ -132,20 +118,11 @@ class Precision:
             `growth_interval` updates without one.
     """
 
-    def __init__(
-        self,
-        dtype: str,
-        matmul: str = "highest",
-        loss_scaling: bool = False,
-        initial_scale: float = 2.0**16,
-        growth_interval: int = 2000,
-    ) -> None:
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"precision.dtype must be float32, bfloat16 or float16, got {dtype}")
-        if matmul not in MATMUL:
-            raise InputError(f"precision.matmul must be one of {', '.join(MATMUL)}, got {matmul}")
-        self.dtype, self.matmul, self.loss_scaling = dtype, matmul, loss_scaling
-        self.initial_scale, self.growth_interval = initial_scale, growth_interval
+    dtype: Literal["float32", "bfloat16", "float16"]
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    loss_scaling: bool = False
+    initial_scale: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0**16
+    growth_interval: Annotated[int, Field(ge=1)] = 2000
 
     @property
     def inside(self) -> torch.dtype:
@@ -158,20 +135,28 @@ class Precision:
         """The gradient scaler; one that does nothing where loss_scaling is off. Sets the matmul rounding."""
         import torch
 
-        if self.dtype == "float16" and device.type == "cpu":
-            log.warning(
-                "precision=fp16 is about 50 times slower than fp32 on a CPU; precision=bf16 is the fast one there"
-            )
-        torch.set_float32_matmul_precision(self.matmul)
+        slow = device.type == "cpu" and not has_bf16() and "bfloat16 instructions, which this CPU has not"
+        if device.type == "cpu" and self.dtype == "float16":
+            log.warning("precision=fp16 is about 50 times slower than fp32 on a CPU")
+        if slow and self.dtype == "bfloat16":
+            log.warning("precision=bf16 is about 20 times slower than fp32 without %s", slow)
+        if slow and self.matmul == "medium":
+            log.warning("precision=tf32 needs %s: products are exact, as with fp32", slow)
+        torch.set_float32_matmul_precision("highest" if slow and self.matmul == "medium" else self.matmul)
         return torch.amp.GradScaler(
-            device.type,
-            init_scale=self.initial_scale,
-            growth_interval=self.growth_interval,
-            enabled=self.loss_scaling,
+            device.type, self.initial_scale, growth_interval=self.growth_interval, enabled=self.loss_scaling
         )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Context of the forward pass."""
         import torch
 
-        return torch.autocast(device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
+        return torch.autocast(device.type, self.inside, enabled=self.dtype != "float32")
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Does this CPU multiply bfloat16 in hardware? Without /proc/cpuinfo the answer is no."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text or " bf16" in text

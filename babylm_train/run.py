@@ -17,13 +17,12 @@ from filelock import FileLock, Timeout
 
 from babylm_train.babylm.milestones import revisions
 from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
-from babylm_train.errors import InputError, InUse, RunError, StorageError, printable
+from babylm_train.errors import InputError, InUse, RunError, StorageError, memory_errors, printable
 from babylm_train.evaluation.loss import PROMPTS, sample
 from babylm_train.evaluation.pairs import score_pairs, texts_cut
 from babylm_train.files import write_json, write_text
 from babylm_train.model.build import count_parameters
 from babylm_train.model.export import write_model
-from babylm_train.step import memory_errors
 from babylm_train.tools.plan import exposure_so_far, plan_of
 
 if TYPE_CHECKING:
@@ -172,7 +171,8 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     own, state = trainer.checkpoints, content["state"]
     if path.parent.resolve() != own.directory.resolve():
         _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
-        trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
+        if trainer.milestones is not None:
+            trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
         if state["best_update"] not in (0, state["updates"]):
             own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["updates"])
@@ -240,7 +240,7 @@ def summary(run: Run) -> dict[str, Any]:
         "train_loss": state.train_loss,
         "parameters": count_parameters(trainer.model),
         "track": run.config["track"]["name"],
-        "milestones": {path.name: record["words"] for path, record in revisions(trainer.milestones.directory)},
+        "milestones": {path.name: record["words"] for path, record in revisions(trainer.directory / "milestones")},
         "exposures": asdict(exposure_so_far(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],

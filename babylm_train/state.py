@@ -1,18 +1,16 @@
-"""What passes between the parts: plain data and the protocols the parts fulfil. Imports nothing of ours."""
+"""Plain data that passes between the rooms. Imports nothing of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import Tensor
 
-    from torch import Tensor, nn
-
+LOSS = "val/loss"  # nats a target: what best and early stopping follow, unless trainer.metric says otherwise
 IGNORE = -100  # a target that is no target: padding of an incomplete row
 
 
@@ -92,6 +90,37 @@ class RunState:
     evaluated: int = -1  # the update of the last evaluation
     run_id: str | None = None
 
+    def count_update(self, nats: float, targets: int, tokens: int, words: int, skipped: int) -> None:
+        """One more update was applied, on so many targets of as many tokens; `skipped` overflows came before it."""
+        self.updates, self.epoch_update, self.skipped = self.updates + 1, self.epoch_update + 1, self.skipped + skipped
+        self.tokens, self.words = self.tokens + tokens, self.words + words
+        self.window_nats, self.window_targets = self.window_nats + nats, self.window_targets + targets
+        self.epoch_nats, self.epoch_targets = self.epoch_nats + nats, self.epoch_targets + targets
+
+    def close_window(self) -> float:
+        """The training loss since the last log line; the next window begins."""
+        self.train_loss = self.window_nats / self.window_targets
+        self.window_nats, self.window_targets = 0.0, 0
+        return self.train_loss
+
+    def close_epoch(self) -> None:
+        """The next epoch begins."""
+        self.epoch_loss = self.epoch_nats / self.epoch_targets
+        self.epoch, self.epoch_update, self.epoch_nats, self.epoch_targets = self.epoch + 1, 0, 0.0, 0
+
+    def judge(self, loss: float, patience: int | None, min_delta: float) -> bool:
+        """Takes in an evaluation's loss: is it the best so far? Sets `stopped` after `patience` that are not better."""
+        self.evaluated = self.updates
+        if self.stop_loss is None or loss < self.stop_loss - min_delta:
+            self.stop_loss, self.bad_evaluations = loss, 0
+        else:
+            self.bad_evaluations += 1
+        self.stopped = patience is not None and self.bad_evaluations >= patience
+        improved = self.best_loss is None or loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_update = loss, self.updates
+        return improved
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -133,108 +162,3 @@ class EpochSlice:
     start: int
     targets: int
     updates: int
-
-
-class Strategy(Protocol):
-    """Ranks documents by difficulty; see CURRICULUM semantics in the README."""
-
-    name: str
-    ranks: bool
-    adaptive: bool
-
-    def compute_difficulty(self, documents: Sequence[str]) -> np.ndarray:
-        """One finite float64 a document, shape (N,); larger is admitted later."""
-        ...
-
-    @property
-    def threshold(self) -> float | None:
-        """The strategy's own threshold, or None where only the schedule decides."""
-        ...
-
-    def upper_bound(self, progress: float) -> float:
-        """The largest threshold of its own that is possible, 1.0 where it has none."""
-        ...
-
-    def update_difficulty_threshold(self, val_loss: float) -> float: ...
-
-    def identity(self) -> dict[str, Any]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Schedule(Protocol):
-    """Says which share of the training data is admitted."""
-
-    adaptive: bool
-
-    def threshold(self, progress: float, history: Sequence[tuple[float, float]] = ()) -> float:
-        """Share in (0, 1] at `progress` in [0, 1]; `history` holds (progress, validation loss) of each validation."""
-        ...
-
-    def upper_bound(self, progress: float) -> float:
-        """The largest threshold possible at `progress`, whatever the history."""
-        ...
-
-
-class Objective(Protocol):
-    """From a batch to its summed loss.
-
-    likelihood: `causal`, or `pseudo` where the validation loss is that of hidden tokens. encoder: trains encoders, not
-    decoders. backends: how the BabyLM evaluation can read the model (causal, mlm, mntp).
-    """
-
-    likelihood: str
-    encoder: bool
-    backends: tuple[str, ...]
-
-    def begin(self, tokenizer: Any) -> Objective: ...
-
-    def evaluation(self, batch: Batch) -> Iterator[Batch]:
-        """The batches to add up for an exact evaluation of `batch`."""
-        ...
-
-    def prepare(self, batch: Batch) -> Batch: ...
-
-    def __call__(self, model: Any, batch: Batch) -> Tensor:
-        """Summed loss over the batch's targets, in nats, float32 scalar."""
-        ...
-
-
-class Precision(Protocol):
-    """Autocast and loss scaling, one code path whatever the precision."""
-
-    @property
-    def inside(self) -> Any:
-        """The dtype of matrix products."""
-        ...
-
-    def scaler(self, device: Any) -> Any: ...
-
-    def autocast(self, device: Any) -> Any: ...
-
-
-class Logger(Protocol):
-    """Mirrors the record elsewhere; nothing it does may change or stop the run."""
-
-    def start(
-        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, step: int, arm: str
-    ) -> str: ...
-
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
-
-    def log_gradients(self, model: nn.Module, step: int) -> None: ...
-
-    def log_checkpoint(self, path: Path, *, best: bool) -> None: ...
-
-    def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None: ...
-
-
-class Source(Protocol):
-    """Where a corpus comes from; cheap to build, `load` reads."""
-
-    max_length: int
-    cache_dir: str
-
-    def load(self) -> Any: ...

@@ -29,10 +29,11 @@ from babylm_train.logger import NoLogger
 from babylm_train.model.build import causal_lm
 from babylm_train.model.forward import Forward
 from babylm_train.objective import CausalObjective
-from babylm_train.optim import Precision, linear, parameter_groups
+from babylm_train.optim import Precision, group_parameters, schedule
+from babylm_train.options import TrainerOptions
 from babylm_train.state import IGNORE, EpochSlice
 from babylm_train.throughput import keep_pages, peak_memory
-from babylm_train.trainer import Trainer, TrainerOptions
+from babylm_train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def ours(documents: Sequence[Sequence[int]], setting: Setting) -> Measured:
         targets_per_update=setting.targets,
         max_length=setting.length,
     )
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=3e-4, fused=True)
+    optimizer = torch.optim.AdamW(group_parameters(model, 0.01), lr=3e-4, fused=True)
     precision = Precision("bfloat16", "highest") if setting.bf16 else Precision("float32", "medium")
     stamps: list[tuple[float, int]] = []
 
@@ -137,7 +138,7 @@ def ours(documents: Sequence[Sequence[int]], setting: Setting) -> Measured:
             model,
             CausalObjective(),
             optimizer,
-            linear(optimizer, total + 1),
+            schedule(optimizer, total + 1, "linear"),
             precision,
             curriculum,
             split,

@@ -18,8 +18,9 @@ from babylm_train.logger import NoLogger
 from babylm_train.model.build import causal_lm
 from babylm_train.model.export import write_model
 from babylm_train.objective import CausalObjective
-from babylm_train.optim import Precision, cosine
-from babylm_train.trainer import Trainer, TrainerOptions
+from babylm_train.optim import Precision, schedule
+from babylm_train.options import TrainerOptions
+from babylm_train.trainer import Trainer
 
 out, length, rows = Path(sys.argv[1] if len(sys.argv) > 1 else "stories"), 128, 16
 corpus = Stories(words=20_000, seed=0, validation_share=0.05, max_length=length, cache_dir=str(out / "cache")).load()
@@ -32,7 +33,13 @@ curriculum.begin(np.zeros(len(corpus.train)), train.words, np.diff(train.offsets
 torch.manual_seed(0)
 model = causal_lm(partial(GPT2Config, n_layer=2, n_embd=128, n_head=4), tokenizer, length, 0.1, 0.0)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-how = (CausalObjective(), optimizer, cosine(optimizer, curriculum.total_updates), Precision("float32"), curriculum)
+how = (
+    CausalObjective(),
+    optimizer,
+    schedule(optimizer, curriculum.total_updates, "cosine"),
+    Precision("float32"),
+    curriculum,
+)
 options = TrainerOptions(epochs=2, batch_size=rows)
 Trainer(model, *how, train, validation, length, options, out, NoLogger()).train()
 write_model(model, tokenizer, out / "model", CausalObjective.backends)

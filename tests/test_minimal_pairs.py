@@ -231,7 +231,7 @@ def test_the_result_says_which_update_was_exported(make_trainer, tmp_path, monke
 
 def test_the_best_and_early_stopping_can_follow_the_pairs(make_trainer):
     """Accuracies .5 .7 .7 .6: the best is the second, and two without improvement stop the run."""
-    from babylm_train.trainer import EarlyStopping
+    from babylm_train.options import EarlyStopping
 
     accuracies = iter([0.5, 0.7, 0.7, 0.6])
     trainer = make_trainer(

@@ -13,7 +13,7 @@ from babylm_train.config import CONF
 from babylm_train.errors import InputError
 from babylm_train.model.build import causal_lm, count_parameters, is_encoder
 from babylm_train.objective import CausalObjective
-from babylm_train.optim import parameter_groups
+from babylm_train.optim import group_parameters
 from babylm_train.state import IGNORE, Batch
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
@@ -110,15 +110,15 @@ def test_an_optimizer_without_weight_decay_of_its_own_has_torchs():
 
 def test_norms_biases_and_embeddings_get_no_decay_unless_asked():
     model = model_of("gpt2_nano", 50, 8)
-    decayed, plain = parameter_groups(model, 0.1)
+    decayed, plain = group_parameters(model, 0.1)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
     assert {names[id(p)].split(".")[-2] for p in decayed["params"]} == {"c_attn", "c_proj", "c_fc"}
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
-    (everything,) = parameter_groups(model, 0.1, no_decay=[])
+    (everything,) = group_parameters(model, 0.1, no_decay=[])
     assert len(everything["params"]) == len(list(model.parameters()))
-    assert sum("wte" in names[id(p)] for p in parameter_groups(model, 0.1, ["bias"])[0]["params"]) == 1
+    assert sum("wte" in names[id(p)] for p in group_parameters(model, 0.1, ["bias"])[0]["params"]) == 1
 
 
 @pytest.mark.parametrize("name", ["deberta_nano", "modernbert_nano"])

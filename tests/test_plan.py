@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurri
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.model.size import Size, multiplied, size_of
-from babylm_train.optim import constant, cosine, linear
+from babylm_train.optim import schedule
 from babylm_train.state import EpochSlice
 from babylm_train.tools.plan import (
     count_words,
@@ -40,7 +41,11 @@ RUNS = {
     "none, full": (NoCurriculum(), FullSchedule(), {}),
     "none, linear": (NoCurriculum(), LinearSchedule(3), {}),
     "length, linear": (LengthBasedCurriculum(), LinearSchedule(3), {}),
-    "length, linear, cosine": (LengthBasedCurriculum(), LinearSchedule(3), {"scheduler": cosine}),
+    "length, linear, cosine": (
+        LengthBasedCurriculum(),
+        LinearSchedule(3),
+        {"scheduler": partial(schedule, name="cosine")},
+    ),
     "random, step": (RandomCurriculum(), StepSchedule(3, 0.1, [1], [0.7]), {}),
     "steps": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 7}),
     "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
@@ -273,7 +278,9 @@ def test_memory_by_hand():
     ids=["adamw", "momentum", "sgd"],
 )
 def test_size_of_a_model(make_trainer, optimizer, bytes_each):
-    trainer = make_trainer(optimizer=optimizer, scheduler=constant)  # a scheduler patches the optimizer's step
+    trainer = make_trainer(
+        optimizer=optimizer, scheduler=partial(schedule, name="constant")
+    )  # a scheduler patches the optimizer's step
     size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
     # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
     # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
@@ -286,7 +293,9 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
 
 
 def test_the_table_and_the_record(make_trainer):
-    trainer = make_trainer(strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3), scheduler=linear)
+    trainer = make_trainer(
+        strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3), scheduler=partial(schedule, name="linear")
+    )
     size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
     plan = plan_for(trainer, size=size)
     values = json.loads(json.dumps(plan.as_dict()))

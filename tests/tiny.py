@@ -15,8 +15,9 @@ from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.logger import NoLogger
 from babylm_train.objective import CausalObjective
-from babylm_train.optim import Precision, linear
-from babylm_train.trainer import Trainer, TrainerOptions
+from babylm_train.optim import Precision, schedule
+from babylm_train.options import TrainerOptions
+from babylm_train.trainer import Trainer
 
 VOCABULARY, LENGTH = 40, 8
 TOKENIZER = SimpleNamespace(eos_token_id=0, bos_token_id=1, pad_token_id=2)
@@ -60,7 +61,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "pacing": "matched",
         "precision": Precision("float32", "highest", False),
         "optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
-        "scheduler": linear,
+        "scheduler": partial(schedule, name="linear"),
         "dropout": 0.1,
         "should_stop": lambda: False,
         "logger": NoLogger(),
@@ -99,6 +100,6 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         options,
         directory,
         parts["logger"],
-        identity=parts["identity"],
+        identity=parts["identity"] or {},
         should_stop=parts["should_stop"],
     )

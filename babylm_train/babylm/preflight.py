@@ -217,7 +217,7 @@ def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
     yield from check_ledger(run, corpus.report["train"]["words"])
     model, tokenizer, backend = load_model(run.folder)
     validation = tokenize(corpus.validation, tokenizer, cache_dir=run.source.cache_dir)
-    objective, backends = run.objective.begin(tokenizer), run.objective.backends
+    objective, backends = run.objective.use_tokenizer(tokenizer), run.objective.backends
     yield check_revision(run.folder, backend, run.result["val_loss"], validation, objective)
     for path, record in run.milestones:
         yield check_revision(path, backend, record["check_loss"], beginning(validation), objective)

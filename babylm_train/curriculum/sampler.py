@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from babylm_train.errors import InputError
-from babylm_train.state import EpochSlice, Schedule, Strategy
+from babylm_train.state import EpochSlice
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class CurriculumTrainingManager:
 
     def __init__(
         self,
-        strategy: Strategy,
-        schedule: Schedule,
+        strategy: Any,
+        schedule: Any,
         pacing: str = "matched",
         threshold_on: str = "rank",
         min_pool: int = 1,

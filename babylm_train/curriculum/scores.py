@@ -10,11 +10,11 @@ import numpy as np
 from babylm_train.files import cached, digest
 
 if TYPE_CHECKING:
+    from babylm_train.curriculum.strategy import Curriculum
     from babylm_train.data.corpus import Split
-    from babylm_train.state import Strategy
 
 
-def difficulty(strategy: Strategy, split: Split, fingerprint: str, cache_dir: str | Path) -> np.ndarray:
+def difficulty(strategy: Curriculum, split: Split, fingerprint: str, cache_dir: str | Path) -> np.ndarray:
     """One score a document, float64 of shape (N,); cached under (corpus, strategy)."""
     if not strategy.ranks:
         return np.zeros(len(split))

@@ -24,14 +24,15 @@ import torch
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.errors import InputError, RunError, fail
 from babylm_train.evaluation.loss import evaluate, summarise
-from babylm_train.model.build import isolating
-from babylm_train.state import Evaluation, Objective
+from babylm_train.model.build import take_square_masks
+from babylm_train.state import Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from babylm_train.data.corpus import Split
     from babylm_train.evaluation.pairs import Accuracy
+    from babylm_train.objective import Objective
 
 ROWS = 8  # of a batch of text
 LEAK = 1e-4  # nats: more than rounding
@@ -65,7 +66,7 @@ def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTraine
         raise InputError(f"{folder}: the tokenizer has no end-of-sequence token, which every text begins with")
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return isolating(model), tokenizer, chosen
+    return take_square_masks(model), tokenizer, chosen
 
 
 def model_folder(run: str, revision: str | None = None) -> Path:
@@ -115,7 +116,7 @@ def evaluate_texts(
 
     objective: Objective = CausalObjective()
     if backend == "mlm":
-        objective = MaskedObjective(0.15, 0.15, 1.0, 0.0, evaluation_passes=7, seed=0).begin(tokenizer)
+        objective = MaskedObjective(0.15, 0.15, 1.0, 0.0, seed=0, evaluation_passes=7).use_tokenizer(tokenizer)
     found: dict[str, Evaluation] = {}
     for source, texts in by_source.items():
         with tempfile.TemporaryDirectory() as cache:

@@ -10,10 +10,12 @@ import torch
 from tqdm import tqdm
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.state import Evaluation, Objective
+from babylm_train.state import Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from babylm_train.objective import Objective
 
 PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 

@@ -2,7 +2,7 @@
 
 On a CPU the documents of a micro-batch are gathered by length into blocks of whole documents: a document padded on its
 right needs no mask under causal attention, and its cost is its own length squared, not the row's. Elsewhere, and under
-torch.compile, shapes are static: one mask a micro-batch, shared by all layers, or flex attention's block mask.
+torch.compile, shapes are static: one mask a micro-batch, shared by all layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Blocks:
     shapes: tuple[tuple[int, int], ...]
 
 
-def blocks_of(position_ids: torch.Tensor) -> Blocks:
+def group_documents(position_ids: torch.Tensor) -> Blocks:
     """The blocks of rows whose position_ids, int64 (rows, length), restart at each document."""
     positions = position_ids.numpy()
     begins = np.ones(positions.shape, dtype=bool)
@@ -62,30 +62,12 @@ def blocks_of(position_ids: torch.Tensor) -> Blocks:
     return Blocks(torch.from_numpy(np.concatenate(indices)), torch.from_numpy(inverse), tuple(shapes))
 
 
-def mask_of(position_ids: torch.Tensor) -> torch.Tensor:
+def mask_documents(position_ids: torch.Tensor) -> torch.Tensor:
     """True where a position may look: bool (rows, 1, length, length), made on the device without a synchronisation."""
-    document = _documents(position_ids)
+    restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    document = torch.nn.functional.pad(restarts.cumsum(1), (1, 0))
     column = torch.arange(position_ids.shape[1], device=position_ids.device)
     return ((document[:, :, None] == document[:, None, :]) & (column[:, None] >= column))[:, None]
-
-
-def block_mask_of(position_ids: torch.Tensor) -> Any:
-    """The same as a BlockMask of flex attention, which skips blocks that nobody may look at."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    document = _documents(position_ids)
-    rows, length = document.shape
-
-    def seen(row: Any, _head: Any, query: Any, key: Any) -> Any:
-        return (document[row, query] == document[row, key]) & (query >= key)
-
-    return create_block_mask(seen, rows, None, length, length, device=str(document.device))
-
-
-def _documents(position_ids: torch.Tensor) -> torch.Tensor:
-    """Number of each position's document in its row, int64 (rows, length)."""
-    restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    return torch.nn.functional.pad(restarts.cumsum(1), (1, 0))
 
 
 class _Gather(torch.autograd.Function):
@@ -129,7 +111,7 @@ def attend(
     """transformers' attention interface; query, key and value are (rows, heads, length, size).
 
     Args:
-        documents: `Blocks`, a mask, or a BlockMask; None: as plain SDPA, `attention_mask` included.
+        documents: `Blocks`, or a mask; None: as plain SDPA, `attention_mask` included.
     """
     if documents is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -142,14 +124,9 @@ def attend(
     if isinstance(documents, Blocks):
         key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
         return _attend_blocks(query, key, value, documents, dropout, scaling), None
-    if isinstance(documents, torch.Tensor):
-        out = scaled_dot_product_attention(
-            query, key, value, attn_mask=documents, dropout_p=dropout, scale=scaling, enable_gqa=groups > 1
-        )
-        return out.transpose(1, 2).contiguous(), None
-    from torch.nn.attention.flex_attention import flex_attention
-
-    out = flex_attention(query, key, value, block_mask=documents, scale=scaling, enable_gqa=groups > 1)
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=documents, dropout_p=dropout, scale=scaling, enable_gqa=groups > 1
+    )
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -176,7 +153,8 @@ def _attend_block(
 ) -> torch.Tensor:
     """Causal attention of whole documents; (documents, heads, length, size) in and out.
 
-    Where products go through bfloat16, two of them and a softmax are 2 to 3 times faster than the fused kernel.
+    Where products go through bfloat16 instructions, two of them and a softmax are 2 to 3 times faster than the fused
+    kernel.
     """
     documents, heads, length, size = query.shape
     rounded = query.dtype == torch.bfloat16 or torch.get_float32_matmul_precision() == "medium"

@@ -1,4 +1,4 @@
-"""From a transformers configuration to a model with fresh weights."""
+"""Models with freshly drawn weights, as conf/model names them: transformers' classes with our dropout and attention."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from babylm_train.errors import InputError
-from babylm_train.model.dropout import dropout as drop
-from babylm_train.model.dropout import swap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+LEVELS = 1 << 16  # of the draws of dropout on a CPU
 
 
 def causal_lm(
@@ -34,37 +35,26 @@ def causal_lm(
         attention_dropout: on the attention weights, in [0, 1).
 
     Raises:
-        InputError: a dropout is out of range.
+        InputError: a dropout is out of range, or a key is set that is filled in here.
     """
     from transformers import AutoModelForCausalLM
 
     from babylm_train.model import attention
 
-    _check_dropout(dropout, attention_dropout)
     known = inspect.signature(getattr(config, "func", config)).parameters
-    own_dropout = "resid_pdrop" in known
-    names = ("n_positions", "attn_pdrop") if own_dropout else ("max_position_embeddings", "attention_dropout")
-    sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        **dict(zip(names, (max_length, attention_dropout), strict=True)),
-    }
-    if own_dropout:
-        sizes |= {"resid_pdrop": dropout, "embd_pdrop": dropout}
-    built = _filled(config, sizes, tokenizer)
+    if own_dropout := "resid_pdrop" in known:
+        sizes = {"n_positions": max_length, "attn_pdrop": attention_dropout}
+        sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop"), dropout)
+    else:
+        sizes = {"max_position_embeddings": max_length, "attention_dropout": attention_dropout}
+    built = _fill(config, sizes, tokenizer, dropout, attention_dropout)
     if plain := _attends_to_all(built):
         attention.register()
     model = AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME if plain else "sdpa")
-    swap(model)
-    if not own_dropout and dropout:
+    use_fast_dropout(model)
+    if dropout and not own_dropout:
         add_residual_dropout(model, dropout)
     return model
-
-
-def _attends_to_all(config: Any) -> bool:
-    """Does every layer look at all earlier tokens, with no bias and no cap on its scores?"""
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    others = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size", "alibi")
-    return layers == {"full_attention"} and not any(getattr(config, name, None) for name in others)
 
 
 def masked_lm(
@@ -82,18 +72,36 @@ def masked_lm(
     """
     from transformers import AutoModelForMaskedLM
 
-    _check_dropout(dropout, attention_dropout)
     known = inspect.signature(getattr(config, "func", config)).parameters
     names = ["hidden_dropout_prob"] if "hidden_dropout_prob" in known else ["embedding_dropout", "mlp_dropout"]
     attention = "attention_probs_dropout_prob" if "attention_probs_dropout_prob" in known else "attention_dropout"
-    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": max_length}
-    sizes |= {attention: attention_dropout}
+    sizes: dict[str, Any] = {"max_position_embeddings": max_length, attention: attention_dropout}
     sizes |= dict.fromkeys(names, dropout) | (undeclared or {})
     sizes |= {name: tokenizer.eos_token_id for name in ("cls_token_id", "sep_token_id") if name in known}
-    return isolating(AutoModelForMaskedLM.from_config(_filled(config, sizes, tokenizer)))
+    built = _fill(config, sizes, tokenizer, dropout, attention_dropout)
+    return take_square_masks(AutoModelForMaskedLM.from_config(built))
 
 
-def isolating(model: PreTrainedModel) -> PreTrainedModel:
+def _fill(
+    config: Callable[..., PreTrainedConfig], sizes: dict[str, Any], tokenizer: Any, dropout: float, attention: float
+) -> PreTrainedConfig:
+    for name, value in (("dropout", dropout), ("attention_dropout", attention)):
+        if not 0 <= value < 1:
+            raise InputError(f"model.{name} must be in [0, 1), got {value}")
+    sizes = {"vocab_size": len(tokenizer), **sizes}
+    if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
+        raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
+    return config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
+
+
+def _attends_to_all(config: Any) -> bool:
+    """Does every layer look at all earlier tokens, with no bias and no cap on its scores?"""
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    others = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size", "alibi")
+    return layers == {"full_attention"} and not any(getattr(config, name, None) for name in others)
+
+
+def take_square_masks(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, made to take a mask of shape (rows, 1, length, length), which isolates packed documents.
 
     DeBERTa multiplies its embeddings with the mask as well, which only a mask of shape (rows, length) fits; that step
@@ -117,19 +125,9 @@ def is_encoder(model: nn.Module) -> bool:
     return type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
 
 
-def _filled(
-    config: Callable[..., PreTrainedConfig], sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedConfig:
-    if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
-        raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
-    tokens = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")}
-    return config(**sizes, **tokens)
-
-
-def _check_dropout(dropout: float, attention_dropout: float) -> None:
-    for name, value in (("dropout", dropout), ("attention_dropout", attention_dropout)):
-        if not 0 <= value < 1:
-            raise InputError(f"model.{name} must be in [0, 1), got {value}")
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def add_residual_dropout(model: nn.Module, p: float) -> None:
@@ -146,6 +144,43 @@ def add_residual_dropout(model: nn.Module, p: float) -> None:
             module.register_forward_hook(hook)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, tied ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+class _Dropout(torch.autograd.Function):
+    """Draws two random bytes an element, which is three times faster on CPUs than torch's."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, dropped: int) -> Tensor:
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = words.view(torch.int16)[: x.numel()].view(x.shape)
+        keep = draws >= dropped - LEVELS // 2
+        context.save_for_backward(keep)
+        context.scale = LEVELS / (LEVELS - dropped)
+        return (x * keep).mul_(context.scale)
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return (grad * context.saved_tensors[0]).mul_(context.scale), None
+
+
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
+    """Each element is zero with probability `p`, on CPUs rounded to a multiple of 2^-16, else divided by 1 - p."""
+    if not training or not p:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.nn.functional.dropout(x, p, training)
+    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, drawn by `drop`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape and dtype of `input`."""
+        return drop(input, self.p, self.training)
+
+
+def use_fast_dropout(model: nn.Module) -> None:
+    """Makes every nn.Dropout inside `model` draw the fast way; no name changes."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))

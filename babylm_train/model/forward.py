@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from babylm_train.model import attention
-from babylm_train.model.loss import chunk_loss, summed_cross_entropy
+from babylm_train.state import IGNORE
+
+LOGITS = {"cpu": 1 << 22, "other": 1 << 26}  # float32 values a chunk: a CPU's cache, 256 MiB on a GPU
 
 
 class Forward:
@@ -21,40 +24,34 @@ class Forward:
         model: a PreTrainedModel. compile: with torch.compile; rows: of every compiled call, fewer are filled up.
     """
 
-    def __init__(self, model: Any, compile: bool = False, rows: int | None = None) -> None:
+    def __init__(self, model: Any, compile: bool = False, rows: int = 0) -> None:
         self.model, self.compile, self.rows = model, compile, rows
         self.call = torch.compile(model, dynamic=False) if compile else model
         self.body = torch.compile(model.base_model, dynamic=False) if compile else model.base_model
         self.chunk = torch.compile(chunk_loss, dynamic=False) if compile else chunk_loss
         self.linear_head = has_linear_head(model)
         self.isolates = model.config._attn_implementation == attention.NAME
-        # flex attention trains on GPUs alone, only compiled is it fast, and its kernels want heads of 16 or more
-        drops = getattr(model.config, "attn_pdrop", 0.0) or getattr(model.config, "attention_dropout", 0.0)
-        wide = model.config.hidden_size // model.config.num_attention_heads >= 16
-        self.flex = compile and next(model.parameters()).device.type == "cuda" and wide and not drops
 
-    def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
+    def __call__(self, input_ids: Tensor, **options: Any) -> Any:
         """The model's own output."""
-        return self.call(input_ids=input_ids, **self._isolated(options))
+        return self.call(input_ids=input_ids, **self._isolate(options))
 
-    def summed_loss(self, input_ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+    def sum_loss(self, input_ids: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """Summed cross-entropy of the head on `targets`, for a model whose `linear_head` is true."""
         rows = len(input_ids)
-        if self.compile and self.rows is not None and rows < self.rows:  # one shape, one compilation
-            more = self.rows - rows
-            input_ids = pad(input_ids, (0, 0, 0, more))
-            options["position_ids"] = pad(options["position_ids"], (0, 0, 0, more))
-        hidden = self.body(input_ids=input_ids, **self._isolated(options)).last_hidden_state[:rows]
-        return summed_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets, self.chunk)
+        if self.compile and rows < self.rows:  # one shape, one compilation
+            filling = (0, 0, 0, self.rows - rows)
+            input_ids, targets = pad(input_ids, filling), pad(targets, filling, value=IGNORE)
+            options["position_ids"] = pad(options["position_ids"], filling)
+        hidden = self.body(input_ids=input_ids, **self._isolate(options)).last_hidden_state
+        return sum_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets, self.chunk)
 
-    def _isolated(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _isolate(self, options: dict[str, Any]) -> dict[str, Any]:
         positions = options.get("position_ids")
         if not self.isolates or positions is None or options.get("attention_mask") is not None:
             return options
-        if positions.device.type == "cpu" and not self.compile:
-            documents: Any = attention.blocks_of(positions)
-        else:
-            documents = attention.block_mask_of(positions) if self.flex else attention.mask_of(positions)
+        blocks = positions.device.type == "cpu" and not self.compile
+        documents = attention.group_documents(positions) if blocks else attention.mask_documents(positions)
         # a mask that is 4-D already keeps transformers from making one of its own
         return options | {"documents": documents, "attention_mask": positions.new_ones((1, 1, 1, 1), dtype=torch.bool)}
 
@@ -71,3 +68,59 @@ def has_linear_head(model: Any) -> bool:
     hidden = model.base_model(input_ids=ids).last_hidden_state
     model.train(training)
     return hidden.shape[-1] == head.in_features and torch.allclose(linear(hidden, head.weight), logits)
+
+
+def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Any = None) -> Tensor:
+    """-sum log softmax(hidden @ weight.T)[target] over the valid targets: a float32 scalar, in nats.
+
+    The product is rounded as autocast says, the softmax is float32. The gradients of a chunk's logits are used while
+    they are at hand, so neither the logits of all positions nor their gradients are ever in memory (the idea of Liger
+    Kernel, Hsu et al. 2024). It cannot be differentiated twice. Why not torch's: benchmarks/NOTES.md.
+
+    Args:
+        hidden: (..., size) of the last layer. weight: (vocabulary, size) of the head, which has no bias.
+        targets: int64 (...), IGNORE where there is none. chunk: stands in for `chunk_loss`, compiled for instance.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    chunks = -(-targets.numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
+    rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
+    return _Summed.apply(hidden.flatten(0, -2), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss))
+
+
+def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> tuple[Tensor, ...]:
+    """Summed loss of some positions, and with `grads` its gradients by `hidden` and `weight`, in their dtype."""
+    scores = (hidden @ weight.T).float().log_softmax(1)
+    valid, places = targets != IGNORE, targets.clamp(min=0)
+    positions = torch.arange(len(targets), device=targets.device)
+    loss = -(scores[positions, places] * valid).sum()
+    if not grads:
+        return (loss,)
+    scores = scores.exp_()
+    scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
+    slope = scores.mul_(valid[:, None]).to(hidden.dtype)
+    return loss, slope @ weight, slope.T @ hidden
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, how: Any) -> Tensor:
+        dtype, grads, rows, chunk = how
+        cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
+        by_hidden = torch.empty_like(hidden) if grads else None
+        by_weight = torch.zeros_like(weight) if grads else None
+        for first in range(0, len(hidden), rows):
+            part = slice(first, first + rows)
+            loss, *slopes = chunk(hidden[part].to(dtype), cast, targets[part], grads)
+            total += loss
+            if by_hidden is not None and by_weight is not None:
+                by_hidden[part] = slopes[0]
+                by_weight += slopes[1]
+        context.save_for_backward(by_hidden, by_weight)
+        return total
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        by_hidden, by_weight = context.saved_tensors
+        return by_hidden * grad.to(by_hidden.dtype), by_weight * grad, None, None

@@ -101,10 +101,9 @@ def find_lr(
         trainer.model.train()
 
         def update() -> float:
-            trainer.state = state = RunState()
-            trainer.make_update(next(batches))
-            trainer.settle()
-            return state.window_nats / state.window_targets
+            trainer.state = RunState()
+            loss, _ = trainer.make_update(next(batches))
+            return loss
 
         return range_test(update, rates, smoothing)
 
@@ -127,7 +126,7 @@ def check_range(start_lr: float, end_lr: float, num_iter: int) -> None:
 def untouched(trainer: Trainer) -> Iterator[None]:
     """Inside, `trainer.update` may be called at will; afterwards everything that it changes is as it was before.
 
-    The trainer's state, scheduler, step, logger and bar are set aside for stand-ins, and put back.
+    The trainer's state, scheduler, loss scaler, logger and bar are set aside for stand-ins, and put back.
     """
     import torch
 
@@ -139,11 +138,10 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     def tensors() -> dict[str, Any]:  # not state_dict: it leaves out buffers that are not persistent
         return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
-    aside = {name: getattr(trainer, name) for name in ("state", "scheduler", "step", "logger", "bar", "pending")}
+    aside = {name: getattr(trainer, name) for name in ("state", "scheduler", "scaler", "logger", "bar")}
     values = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors().items()}
     slots, modes, generators = copy.deepcopy(optimizer.state_dict()), [m.training for m in model.modules()], rng_state()
-    trainer.step, trainer.logger, trainer.pending = copy.copy(trainer.step), NoLogger(), []
-    trainer.step.scaler = copy.deepcopy(trainer.scaler)
+    trainer.logger, trainer.scaler = NoLogger(), copy.deepcopy(trainer.scaler)
     try:
         yield
     finally:

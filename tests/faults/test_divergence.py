@@ -1,6 +1,7 @@
 """A loss or a gradient that is no number: no bad update is applied, exit code 3, and the last checkpoint goes on."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import tiny_trainer
 
 from babylm_train.errors import DivergedError
 from babylm_train.objective import CausalObjective
-from babylm_train.optim import Precision, constant
+from babylm_train.optim import Precision, schedule
 from babylm_train.run import find_start, restore
 
 
@@ -94,7 +95,12 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
         return torch.optim.SGD(groups, lr=1e-2)
 
     trainer = tiny_trainer(
-        tmp_path / "a", save_every=1, eval_every=99, epochs=1, optimizer=optimizer, scheduler=constant
+        tmp_path / "a",
+        save_every=1,
+        eval_every=99,
+        epochs=1,
+        optimizer=optimizer,
+        scheduler=partial(schedule, name="constant"),
     )
 
     def lose_all_measure() -> bool:

@@ -24,10 +24,11 @@ from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurri
 from babylm_train.errors import PreemptedError
 from babylm_train.objective import CausalObjective
 from babylm_train.optim import Precision
+from babylm_train.options import EarlyStopping
 from babylm_train.preemption import preemptible
 from babylm_train.run import find_start, restore
 from babylm_train.state import Batch
-from babylm_train.trainer import EarlyStopping, Trainer
+from babylm_train.trainer import Trainer
 
 EPOCHS = 3
 
