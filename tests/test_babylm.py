@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_model import model_of
+from tiny import model_of
 
 from babylm_train import cli
 from babylm_train.babylm import preflight

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from test_model import model_of
-from tiny import LENGTH, random_split, tiny_model
+from tiny import LENGTH, model_of, random_split, tiny_model
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import WordPiece

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import model_of
+from tiny import model_of
 
 from babylm_train.errors import InputError
 from babylm_train.evaluation.command import evaluate_texts, future_leak, options

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from transformers import GPT2Config
 
+from babylm_train.config import CONF
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule
 from babylm_train.curriculum.strategy import NoCurriculum
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.logger import NoLogger
-from babylm_train.objective import CausalObjective
+from babylm_train.model.build import causal_lm
+from babylm_train.objective import CausalObjective, HybridObjective, MaskedObjective
 from babylm_train.optim import Precision, schedule
 from babylm_train.options import TrainerOptions
+from babylm_train.state import IGNORE, Batch
 from babylm_train.trainer import Trainer
 
 VOCABULARY, LENGTH = 40, 8
-TOKENIZER = SimpleNamespace(eos_token_id=0, bos_token_id=1, pad_token_id=2)
+
+
+class Tokenizer:
+    """As much of one as models and objectives ask for: a vocabulary of `size`, of which 0, 1 and 2 are special."""
+
+    eos_token_id, bos_token_id, pad_token_id, mask_token_id, all_special_ids = 0, 1, 2, 2, (0, 1, 2)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
 
 
 def random_split(documents: int, seed: int) -> TokenizedSplit:
@@ -40,17 +57,46 @@ def random_split(documents: int, seed: int) -> TokenizedSplit:
     )
 
 
-def tiny_model(dropout: float = 0.1) -> torch.nn.Module:
-    from transformers import GPT2Config
-
-    from babylm_train.model.build import causal_lm
-
-    class Tokenizer(SimpleNamespace):
-        def __len__(self) -> int:
-            return VOCABULARY
-
+def tiny_model(dropout: float = 0.1) -> Any:
     config = partial(GPT2Config, n_layer=2, n_embd=16, n_head=2, activation_function="gelu_pytorch_tanh")
-    return causal_lm(config, Tokenizer(**vars(TOKENIZER)), LENGTH, dropout, dropout)
+    return causal_lm(config, Tokenizer(VOCABULARY), LENGTH, dropout, dropout)
+
+
+def model_of(name: str, size: int, max_length: int, **changes: float) -> Any:
+    """The model that conf/model/NAME.yaml names, for a vocabulary of `size`."""
+    build = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), _convert_="all")
+    return build(tokenizer=Tokenizer(size), max_length=max_length, **changes)
+
+
+def masked(**changes: Any) -> MaskedObjective:
+    options = {"start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "seed": 5}
+    return MaskedObjective(**{**options, "evaluation_passes": 7, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
+
+
+def hybrid(**changes: Any) -> HybridObjective:
+    options = {"masked_share": 0.25, "start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
+    return HybridObjective(**{**options, "seed": 5, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
+
+
+def packed(rows: int, length: int, seed: int) -> Batch:
+    """Rows of several documents, the last row of one; some targets are none."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, VOCABULARY, (rows, length + 1), generator=generator)
+    positions = torch.arange(length).repeat(rows, 1)
+    for row in range(rows - 1):
+        for cut in sorted(torch.randint(1, length, (row,), generator=generator).tolist()):
+            positions[row, cut:] = torch.arange(length - cut)
+    targets = tokens[:, 1:].clone()
+    targets[0, 2:5] = IGNORE
+    return Batch(tokens[:, :-1], targets, positions, tokens=rows * length - 3, words=0)
+
+
+def loss_and_gradients(call: Any, model: torch.nn.Module, batch: Batch) -> tuple[float, list[torch.Tensor]]:
+    """The causal loss of `batch` when `call` stands in for `model`, and the gradient of each parameter."""
+    model.zero_grad()
+    loss = CausalObjective()(call, batch)
+    loss.backward()
+    return loss.item(), [p.grad.clone() for p in model.parameters()]
 
 
 def tiny_trainer(directory: Path, **changes) -> Trainer:

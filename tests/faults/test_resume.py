@@ -15,8 +15,7 @@ import pytest
 import torch
 from failpoints import KILL, Failpoints
 from forked import Child
-from test_masking import hybrid
-from tiny import tiny_trainer
+from tiny import hybrid, tiny_trainer
 
 from babylm_train.checkpoint import load, rng_state
 from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule

@@ -1,12 +1,14 @@
-"""Learning rates against written-out numbers."""
+"""Learning rates against written-out numbers; which parameters are decayed; what a CPU is told of its precision."""
 
 import math
 
 import pytest
 import torch
+from tiny import model_of
 
+from babylm_train import optim
 from babylm_train.errors import InputError
-from babylm_train.optim import schedule
+from babylm_train.optim import Precision, group_parameters, schedule
 
 
 def rates(name, total: int, **options) -> list[float]:
@@ -56,3 +58,24 @@ def test_stable_then_decay():
 def test_bad_warmup(options, message):
     with pytest.raises(InputError, match=message):
         rates("linear", 10, **options)
+
+
+def test_norms_biases_and_embeddings_get_no_decay_unless_asked():
+    model = model_of("gpt2_nano", 50, 8)
+    decayed, plain = group_parameters(model, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert {names[id(p)].split(".")[-2] for p in decayed["params"]} == {"c_attn", "c_proj", "c_fc"}
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    (everything,) = group_parameters(model, 0.1, no_decay=[])
+    assert len(everything["params"]) == len(list(model.parameters()))
+    assert sum("wte" in names[id(p)] for p in group_parameters(model, 0.1, ["bias"])[0]["params"]) == 1
+
+
+@pytest.mark.parametrize(("dtype", "matmul"), [("bfloat16", "highest"), ("float32", "medium")])
+def test_a_cpu_without_bfloat16_is_told_and_keeps_exact_products(dtype, matmul, monkeypatch, caplog):
+    monkeypatch.setattr(optim, "has_bf16", lambda: False)
+    Precision(dtype, matmul).scaler(torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert "bfloat16" in caplog.text

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 import torch
-from test_forward import loss_and_gradients, packed
-from test_model import model_of
+from tiny import VOCABULARY, loss_and_gradients, model_of, packed
 
 from babylm_train.errors import PreemptedError
 from babylm_train.model.forward import Forward
@@ -41,14 +40,13 @@ def test_losses_are_those_of_a_cpu(make_trainer, make):
 
 
 @pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["masked", "flex"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_documents_are_isolated_as_on_a_cpu(name, compiled):
-    """Loss and every gradient; compiled, by flex attention."""
-    model, batch = model_of(name, 50, 256).eval(), packed(4, 256, 0)
+    """Loss and every gradient."""
+    model, batch = model_of(name, VOCABULARY, 256).eval(), packed(4, 256, 0)
     loss, gradients = loss_and_gradients(Forward(model), model, batch)
     model = model.to(DEVICE)
     forward = Forward(model, compile=compiled, rows=4)
-    assert forward.flex is compiled
     found, theirs = loss_and_gradients(forward, model, batch.to(DEVICE))
     assert found == pytest.approx(loss, rel=1e-4)
     for mine, expected in zip(theirs, gradients, strict=True):
@@ -57,29 +55,12 @@ def test_documents_are_isolated_as_on_a_cpu(name, compiled):
 
 @pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
 def test_bf16_compiled_runs_and_agrees_with_eager(name):
-    model, batch = model_of(name, 50, 256).to(DEVICE).eval(), packed(4, 256, 0).to(DEVICE)
+    model, batch = model_of(name, VOCABULARY, 256).to(DEVICE).eval(), packed(4, 256, 0).to(DEVICE)
     found = []
     for compiled in (False, True):
         with torch.autocast(DEVICE, torch.bfloat16):
             found.append(loss_and_gradients(Forward(model, compile=compiled, rows=4), model, batch)[0])
     assert found[1] == pytest.approx(found[0], rel=1e-2)
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_no_update_waits_for_the_device(make, compiled):
-    trainer = make("run", epochs=1, max_steps=12, log_every=6, compile=compiled, dropout=0.0, precision=BF16)
-    made = trainer.make_update
-
-    def update(batches):
-        watched = trainer.state.updates >= 3 and (trainer.state.updates + 1) % 6  # compilation, and log lines, may wait
-        torch.cuda.set_sync_debug_mode("error" if watched else "default")
-        try:
-            return made(batches)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    trainer.make_update = update
-    assert trainer.train().updates == 12
 
 
 def test_compiled_once_for_all_epochs_and_evaluations(make):

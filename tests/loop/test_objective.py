@@ -1,7 +1,6 @@
 """Masked and hybrid objectives: who is hidden, what is predicted from where, and what must not change it."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_model import model_of
-from tiny import random_split
+from tiny import VOCABULARY, hybrid, masked, model_of, random_split
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.errors import InputError, PreemptedError
@@ -18,32 +16,13 @@ from babylm_train.evaluation.loss import evaluate
 from babylm_train.objective import (
     CausalObjective,
     Corruption,
-    HybridObjective,
-    MaskedObjective,
     corrupt,
     split_in_turns,
 )
 from babylm_train.options import EarlyStopping
 from babylm_train.state import IGNORE, Batch
 
-MARK, MASK, FIRST, VOCABULARY = 0, 2, 3, 40
-
-
-class Tokenizer(SimpleNamespace):
-    eos_token_id, mask_token_id, all_special_ids = MARK, MASK, [0, 1, 2]
-
-    def __len__(self) -> int:
-        return VOCABULARY
-
-
-def masked(**changes):
-    options = {"start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "evaluation_passes": 7}
-    return MaskedObjective(**{**options, "seed": 5, **changes}).use_tokenizer(Tokenizer())
-
-
-def hybrid(**changes):
-    options = {"masked_share": 0.25, "start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
-    return HybridObjective(**{**options, "seed": 5, **changes}).use_tokenizer(Tokenizer())
+MARK, MASK = 0, 2
 
 
 def two_documents() -> Batch:

@@ -1,0 +1,408 @@
+"""The loop: exact accumulation, exact resume, no bad update, one wait for the device."""
+
+import copy
+import functools
+import math
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny import LENGTH, VOCABULARY
+
+from babylm_train.checkpoint import BEST, load
+from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
+from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
+from babylm_train.errors import DivergedError, InputError, PreemptedError
+from babylm_train.evaluation.loss import summarise
+from babylm_train.objective import CausalObjective
+from babylm_train.optim import Precision, schedule
+from babylm_train.options import EarlyStopping, TrainerOptions
+from babylm_train.run import find_start, restore
+from babylm_train.state import IGNORE, Batch
+
+CONSTANT = partial(schedule, name="constant")
+SCALED = partial(Precision, "float32", "highest", True)
+
+
+def batch_of(rows: int, valid: list[int], seed: int) -> Batch:
+    """Random rows of which row i has valid[i] targets."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
+    targets = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
+    for row, count in enumerate(valid):
+        targets[row, count:] = IGNORE
+    return Batch(inputs, targets, torch.arange(LENGTH).expand(rows, -1), tokens=sum(valid), words=sum(valid))
+
+
+def joined(batches: list[Batch]) -> Batch:
+    parts = [torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "targets", "position_ids")]
+    return Batch(*parts, tokens=sum(b.tokens for b in batches), words=0)
+
+
+def test_accumulation_is_the_gradient_of_one_large_batch(make_trainer):
+    batches = [batch_of(2, [8, 1], 1), batch_of(2, [3, 8], 2), batch_of(1, [2], 3)]
+    found = []
+    for name, given in (("many", batches), ("one", [joined(batches)])):
+        trainer = make_trainer(name, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), scheduler=CONSTANT)
+        found.append((trainer.make_update(given), list(trainer.model.parameters())))
+    (many, weights), (one, expected) = found
+    assert many == pytest.approx(one, rel=1e-5)
+    for mine, theirs in zip(weights, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_update_is_the_mean_over_valid_targets(make_trainer):
+    """Independent gradient: torch's own mean cross-entropy over the valid targets of all rows at once."""
+    batches = [batch_of(2, [8, 1], 1), batch_of(1, [5], 2)]
+    trainer = make_trainer(
+        dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), scheduler=CONSTANT, max_grad_norm=None
+    )
+    model = copy.deepcopy(trainer.model)
+    whole = joined(batches)
+    logits = model(input_ids=whole.inputs, position_ids=whole.position_ids, use_cache=False).logits
+    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets.flatten(), ignore_index=IGNORE)
+    mean.backward()
+    loss, norm = trainer.make_update(batches)
+    assert loss == pytest.approx(mean.item(), rel=1e-5)
+    assert norm == pytest.approx(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item(), rel=1e-5)
+    for (name, mine), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_budget_tokens_and_words(make_trainer):
+    trainer = make_trainer()
+    state = trainer.train()
+    words = int(trainer.train_split.words.sum())
+    assert state.updates == trainer.curriculum.total_updates
+    assert state.words == 3 * words
+    assert state.tokens == 3 * (words + 40)  # every token and every document's mark, three times
+    assert all(p.grad is None for p in trainer.model.parameters())  # nothing is carried into a next epoch
+    assert trainer.scheduler.get_last_lr()[0] == 0.0
+
+
+class Drawing(CausalObjective):
+    """An objective that draws from Python's and NumPy's global generators, as a user's own may."""
+
+    def __call__(self, model, batch):
+        return super().__call__(model, batch) * (1 + 1e-3 * random.random() * np.random.rand())
+
+
+def tensors(trainer):
+    slots = [t for s in trainer.optimizer.state_dict()["state"].values() for t in s.values()]
+    return [t.clone() for t in [*trainer.model.state_dict().values(), *slots]]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def growing(kind, **options):
+    return kind(epochs=3, start_threshold=0.3, end_threshold=1.0, **options)
+
+
+ADAPTIVE = {
+    "plain": dict,
+    "performance": lambda: {
+        "strategy": LengthBasedCurriculum(),
+        "schedule": growing(PerformanceSchedule, adaptation_rate=0.1, performance_window=4),
+        "eval_every": 2,
+    },
+    "scaled": lambda: {"precision": SCALED(initial_scale=2.0**127, growth_interval=3)},
+    "drawing": lambda: {"objective": Drawing()},
+    "dynamic": lambda: {
+        "strategy": DynamicCurriculum(base=LengthBasedCurriculum()),
+        "schedule": growing(LinearSchedule),
+        "eval_every": 3,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stops"),
+    [("plain", [1]), ("plain", [13, 14]), ("performance", [4, 9]), ("scaled", [1, 8]), ("drawing", [8]), ("dynamic", [4, 13])],
+)  # fmt: skip
+def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind, stops):
+    """Dropout and accumulation on; stopped mid-epoch and at epoch ends; log window cut by the stop."""
+    whole = make_trainer("whole", **ADAPTIVE[kind]())
+    seed_all(7)
+    whole.train()
+    for stop in stops:
+        part = make_trainer("part", **ADAPTIVE[kind]())
+        part.should_stop = lambda part=part, stop=stop: part.state.updates >= stop
+        found = part.checkpoints.newest()
+        if found:
+            part.load_checkpoint(found[1])
+        else:
+            seed_all(7)
+        with pytest.raises(PreemptedError):
+            part.train()
+    last = make_trainer("part", **ADAPTIVE[kind]())
+    seed_all(12345)  # the generators come from the checkpoint
+    last.load_checkpoint(last.checkpoints.newest()[1])
+    last.train()
+    assert last.record.metrics.read_bytes() == whole.record.metrics.read_bytes()
+    assert same(tensors(last), tensors(whole))
+    assert last.state == whole.state
+    assert last.scaler.state_dict() == whole.scaler.state_dict()
+
+
+def seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "cpu", "nonzero")
+
+
+def test_an_update_waits_once_for_the_device(make_trainer, monkeypatch):
+    """Counted on the way that GPUs take: one list of loss and norm."""
+    calls, seen = [], []
+    for name in READS:
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, functools.partialmethod(counted, real, name, calls))
+    trainer = make_trainer(epochs=1, max_steps=12, log_every=5)
+    trainer.forward.compile = trainer.eager.compile = True  # static shapes, nothing is compiled
+    made = trainer.make_update
+
+    def update(batches):
+        before = len(calls)
+        result = made(batches)
+        seen.append(calls[before:])
+        return result
+
+    trainer.make_update = update
+    trainer.train()
+    assert seen == [["tolist"]] * 12
+
+
+def counted(self, real, name, calls, *args, **options):
+    calls.append(name)
+    return real(self, *args, **options)
+
+
+def test_compiled_once_for_training_whatever_the_epoch_and_never_for_evaluation(make_trainer, monkeypatch):
+    """A last micro-batch with fewer rows, several epochs and evaluations use the one graph of each compiled function."""
+    import torch._dynamo as dynamo
+
+    made = []
+
+    def backend(graph, _inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    dynamo.reset()
+    options = {"epochs": 3, "batch_size": 5, "gradient_accumulation_steps": 1, "dropout": 0.0}
+    compiled, plain = make_trainer("compiled", compile=True, **options), make_trainer("plain", **options)
+    plain.train()
+    compiled.train()
+    assert plain.curriculum.total_updates > 6
+    assert len(made) == 2  # the model, and the head with its loss
+    assert compiled.state.val_loss == pytest.approx(plain.state.val_loss, rel=1e-4)
+
+
+class Failing(CausalObjective):
+    """From micro-batch number `at` on, for `count` of them, the loss (or only its gradient) is `value`."""
+
+    def __init__(self, at: int, value: float, gradient: bool = False, count: int = 10**9) -> None:
+        self.at, self.value, self.gradient, self.count, self.calls = at, value, gradient, count, 0
+
+    def __call__(self, model, batch):
+        loss = super().__call__(model, batch)
+        if not torch.is_grad_enabled():
+            return loss
+        self.calls += 1
+        if not self.at <= self.calls < self.at + self.count:
+            return loss
+        if self.gradient:
+            loss.register_hook(lambda gradient: gradient * self.value)
+            return loss
+        return loss * self.value
+
+
+def finite(content: dict) -> bool:
+    moments = [t for s in content["optimizer"]["state"].values() for t in s.values()]
+    return all(torch.isfinite(t).all() for t in [*content["model"].values(), *moments])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(  # the number of a micro-batch: an update has two
+    ("at", "value", "gradient"), [(2, math.nan, False), (10, -math.inf, False), (25, math.nan, True)]
+)
+def test_no_bad_update_and_the_last_checkpoint_goes_on(make_trainer, at, value, gradient, fused):
+    options = {"save_every": 3, "epochs": 2, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=fused)}
+    whole = make_trainer("whole", **options)
+    torch.manual_seed(5)
+    whole.train()
+    trainer = make_trainer("a", **options, objective=Failing(at, value, gradient))
+    before = [tensors(trainer)]
+    trainer.should_stop = lambda: before.append(tensors(trainer)) or False
+    torch.manual_seed(5)
+    with pytest.raises(DivergedError, match=f"update {(at + 1) // 2} "):
+        trainer.train()
+    assert trainer.state.updates == (at - 1) // 2
+    assert at == 2 or same(tensors(trainer), before[-1])
+    again = make_trainer("a", **options)
+    start = find_start(again, again.record.directory, None)
+    assert (start is None) == (trainer.state.updates < 3)
+    torch.manual_seed(5)
+    if start is not None:
+        assert finite(start[1])
+        restore(again, *start)
+    again.train()
+    assert same(tensors(again), tensors(whole))
+    assert again.record.metrics.read_bytes() == whole.record.metrics.read_bytes()
+
+
+@pytest.mark.parametrize("streak", [1, 19, 20])
+def test_a_streak_of_overflows(make_trainer, streak):
+    """Loss scaling as fp16 has it: up to 19 in a row are retried, at the 20th the run has diverged; nothing was applied."""
+    objective = Failing(7, math.inf, count=2 * streak)  # both micro-batches of the update, each time it is tried
+    trainer = make_trainer(save_every=1, epochs=1, precision=SCALED(initial_scale=2.0**100), objective=objective)
+    if streak == 20:
+        with pytest.raises(DivergedError, match=r"update 4 .* 20 overflows"):
+            trainer.train()
+        assert trainer.state.updates == 3
+        assert finite(trainer.checkpoints.newest()[1])
+    else:
+        assert trainer.train().skipped >= streak
+        assert trainer.state.updates == trainer.curriculum.total_updates
+    assert all(torch.isfinite(w).all() for w in trainer.model.parameters())
+
+
+def test_overflow_is_retried_on_the_same_batch_at_half_the_scale(make_trainer):
+    """2**127 overflows float32 gradients; each retry halves it; clock, schedule and data are those of a run without."""
+    plain = make_trainer("plain", dropout=0.0, max_steps=6)
+    plain.train()
+    scaled = make_trainer("scaled", dropout=0.0, max_steps=6, precision=SCALED(initial_scale=2.0**127))
+    scaled.train()
+    assert 1 <= scaled.state.skipped < 20
+    assert (scaled.state.updates, scaled.state.tokens) == (plain.state.updates, plain.state.tokens)
+    assert scaled.scheduler.get_last_lr() == plain.scheduler.get_last_lr()
+    for mine, theirs in zip(scaled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(make_trainer):
+    """A finite gradient times a learning rate beyond all measure: the update before is what stays on disk."""
+    trainer = make_trainer(
+        save_every=1, eval_every=99, epochs=1, optimizer=lambda p: torch.optim.SGD(p, lr=1e-2), scheduler=CONSTANT
+    )
+
+    def lose_all_measure() -> bool:
+        if trainer.state.updates == 3:
+            trainer.optimizer.param_groups[0] |= {"lr": 1e38, "weight_decay": 1e38}
+        return False
+
+    trainer.should_stop = lose_all_measure
+    with pytest.raises(DivergedError, match="update 4 "):
+        trainer.train()
+    content = trainer.checkpoints.newest()[1]
+    assert content["state"]["updates"] == 3
+    assert finite(content)
+
+
+def scripted(trainer, losses):
+    values = iter(losses)
+    trainer.evaluate = lambda: summarise(next(values), 1, 1, 1)
+
+
+def test_early_stopping_counts_over_a_resume(make_trainer):
+    losses = iter([5.0, 4.0, 4.05, 3.95, 3.99])
+    options = {"epochs": 9, "early_stopping": EarlyStopping(patience=3, min_delta=0.1)}
+    trainer = make_trainer(**options)
+    scripted(trainer, losses)
+    trainer.should_stop = lambda: trainer.state.epoch == 4
+    with pytest.raises(PreemptedError):
+        trainer.train()
+    assert (trainer.state.bad_evaluations, trainer.state.best_loss) == (2, 3.95)
+    resumed = make_trainer(**options)
+    resumed.load_checkpoint(resumed.checkpoints.newest()[1])
+    scripted(resumed, losses)
+    state = resumed.train()
+    assert (state.stopped, state.epoch, state.best_loss) == (True, 5, 3.95)
+
+
+def test_kept_checkpoints_are_the_newest_and_the_best(make_trainer):
+    trainer = make_trainer(save_every=2, keep_last=2)
+    trainer.train()
+    folder = trainer.checkpoints.directory
+    kept = {p.name for p in folder.glob("*.pt")}
+    assert {"checkpoint_best.pt", "checkpoint_epoch_3.pt"} <= kept
+    assert len({p.stat().st_ino for p in folder.glob("checkpoint_[se]*.pt")}) == 2
+    content = load(folder / BEST)
+    assert content["state"]["updates"] == trainer.state.best_update
+    assert content["state"]["val_loss"] == trainer.state.best_loss
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(make_trainer):
+    config = {"optimizer.lr": 0.1, "trainer.batch_size": 4, "trainer.gradient_accumulation_steps": 1}
+
+    def trainer(corpus="a", **changes):
+        identity = {"hashes": {"corpus": corpus}, "config": config | changes}
+        return make_trainer(corpus, identity=identity, max_steps=3)
+
+    one = trainer()
+    one.train()
+    content = one.checkpoints.newest()[1]
+    with pytest.raises(InputError, match="corpus"):
+        trainer("b").check_compatible(content)
+    for change in ({"optimizer.lr": 0.2}, {"trainer.batch_size": 8}):
+        with pytest.raises(InputError, match=next(iter(change))):
+            trainer(**change).check_compatible(content)
+    trainer(**{"trainer.batch_size": 2, "trainer.gradient_accumulation_steps": 2}).check_compatible(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"export": "first"}, "export"),
+        ({"no_decay": ["weight"]}, "no_decay"),
+        ({"metric": "pairs/all"}, "trainer.metric"),
+    ],
+)
+def test_options_out_of_range_name_their_key(change, key):
+    with pytest.raises((InputError, ValidationError), match=key):
+        TrainerOptions(**{"epochs": 1, "batch_size": 1, **change})
+
+
+def test_resumed_elsewhere_the_best_checkpoint_comes_along(make_trainer):
+    first = make_trainer("first", eval_every=2, max_steps=8, epochs=1, save_every=1)
+    scripted(first, [1.0, 2.0])
+    first.should_stop = lambda: first.state.updates == 5
+    with pytest.raises(PreemptedError):
+        first.train()
+    second = make_trainer("second", eval_every=2, max_steps=8, epochs=1)
+    restore(second, *find_start(second, second.record.directory, str(first.record.directory)))
+    scripted(second, [3.0, 4.0])
+    second.train()
+    assert second.state.best_update == 2
+    assert second.checkpoints.best(2)[0].name == BEST
+
+
+def test_taken_back_to_an_older_checkpoint_it_does_not_jump_ahead(make_trainer):
+    options = {"max_steps": 8, "epochs": 1, "save_every": 1, "keep_last": 9}
+    whole = make_trainer(**options)
+    whole.train()
+    expected, metrics = tensors(whole), whole.record.metrics.read_bytes()
+    older = str(whole.checkpoints.directory / "checkpoint_step_3.pt")
+    back = make_trainer(identity={"resume": older}, **options)
+    restore(back, *find_start(back, back.record.directory, older))
+    assert back.state.updates == back.checkpoints.newest()[1]["state"]["updates"] == 3
+    back.should_stop = lambda: back.state.updates == 5
+    with pytest.raises(PreemptedError):
+        back.train()
+    again = make_trainer(identity={"resume": older}, **options)  # the same command: on from 5, not back to 3
+    restore(again, *find_start(again, again.record.directory, older))
+    assert again.state.updates == 5
+    again.train()
+    assert again.record.metrics.read_bytes() == metrics
+    assert same(tensors(again), expected)

@@ -1,0 +1,43 @@
+"""What a run says of its speed."""
+
+import json
+
+import pytest
+import torch
+from tiny import model_of
+
+from babylm_train import throughput
+from babylm_train.model.size import flops_per_token
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA A10G", 70), ("NVIDIA RTX A1000", None)],
+)
+def test_peaks_by_name(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    throughput.peak_flops.cache_clear()
+    found = throughput.peak_flops(torch.device("cuda"), torch.bfloat16, "highest")
+    throughput.peak_flops.cache_clear()
+    assert found == (peak and peak * 1e12)
+
+
+def test_timings_state_speed_and_peak(make_trainer):
+    trainer = make_trainer(epochs=1, max_steps=20, log_every=5, profile=True)
+    trainer.train()
+    lines = [json.loads(line) for line in trainer.record.timings.read_text().splitlines()]
+    keys = {"step", "tokens_per_second", "mfu", "peak_tflops", "peak_memory_mib", "data_wait", "seconds"}
+    assert all(line.keys() == keys for line in lines)
+    assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] < 1 and line["peak_memory_mib"] > 50 for line in lines)
+    trace = json.loads((trainer.record.directory / "profile.json").read_text())
+    steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")}
+    assert len(steps) == 10
+
+
+def test_flops_of_a_token():
+    """gpt2_110m: 85.1 M in the blocks, 24.6 M in the tied head, attention of 12 layers x 768 over 512 positions."""
+    with torch.device("meta"):
+        model = model_of("gpt2_110m", 32000, 512)
+    blocks = sum(p.numel() for p in model.transformer.h.parameters()) + 2 * 768
+    assert flops_per_token(model, 512) == 6 * (blocks + 32000 * 768) + 12 * 12 * 768 * 512
+    assert 0.69e9 < flops_per_token(model, 512) < 0.72e9
