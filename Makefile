@@ -32,7 +32,7 @@ sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one
 study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions, curricula, tokenizers, hpo; scale=small for a CPU
 	$(PY) -m babylm_train experiment=$* study=$*$(if $(scale),-$(scale) scale=$(scale)) $(args)
 
-torture-studies: $(READY)  ## 40 jobs, 4 broken, under three launchers; a killed controller; two commands at once
+torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed controller; two commands at once
 	$(PY) benchmarks/studies.py
 
 lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +24,6 @@ from babylm_train.preemption import SIGNALS, preemptible
 
 if TYPE_CHECKING:
     from babylm_train.run import Request
-    from babylm_train.study.jobs import Sweep
 
 
 def main() -> None:
@@ -69,36 +66,21 @@ def _sweep(config: DictConfig) -> None:
         SystemExit: a job failed; with the exit code of the first that did.
         PreemptedError: this process was asked to stop; the running jobs have saved their states.
     """
-    from babylm_train.study.jobs import sweep_in
+    from babylm_train.study.launcher import StudyLauncher
 
-    directory, trouble = Path(config.hydra.sweep.dir), ""
-    with sweep_in(directory) as sweep:
-        if "n_trials" in config.hydra.sweeper:
-            from babylm_train.study.search import continued
+    directory = Path(config.hydra.sweep.dir)
+    StudyLauncher.exit_codes.clear()
+    if "n_trials" in config.hydra.sweeper:
+        from babylm_train.study.search import continued
 
-            with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
-                sys.argv += left
-                task()
-        else:
-            trouble = _launch(sweep) and _launch(sweep)  # once more: the jobs that are missing
-        failed = [outcome.exit_code for outcome in sweep.outcomes().values() if outcome.exit_code]
-    _report(directory)
-    if failed or trouble:
-        sys.exit(failed[0] if failed else 1)
-
-
-def _launch(sweep: Sweep) -> str:
-    """Runs what is missing of a sweep; returns what kept the launcher from it."""
-    try:
-        task()
-        while sweep.wait_for_others():
+        with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
+            sys.argv += left
             task()
-    except RuntimeError as error:  # joblib's and submitit's, of a worker that died; jobs' own end in their processes
-        said = (str(error).strip() or "no reason given").splitlines()[0][:300]
-        message = one_line(RunError(f"launcher: {type(error).__name__}: {said}"))
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return message
-    return ""
+    else:
+        task()
+    _report(directory)
+    if StudyLauncher.exit_codes:
+        sys.exit(StudyLauncher.exit_codes[0])
 
 
 def _stopped(*_: object) -> NoReturn:
@@ -135,8 +117,6 @@ def _check_values(configs: list[DictConfig]) -> None:
 def task(config: DictConfig) -> float:
     """One job: returns its best validation loss; in a sweep infinity if it failed."""
     directory = Path(HydraConfig.get().runtime.output_dir)
-    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-        return _study_job(config, directory)
     from babylm_train.run import record_failure
     from babylm_train.study.jobs import Outcome
 
@@ -149,53 +129,9 @@ def task(config: DictConfig) -> float:
         fail(error)  # here: Hydra would say something of its own first
 
 
-def _study_job(config: DictConfig, directory: Path) -> float:
-    """The same in a process of its own; how it ended is noted for the sweep, and its failure in its result.json."""
-    from babylm_train.run import placed, record_failure
-    from babylm_train.study.jobs import Outcome, Sweep, failed_since, isolated
-
-    study, config_hash = Path(HydraConfig.get().sweep.dir).absolute(), checks.config_hash(config)
-    directory = placed(directory, config_hash)
-    sweep, name = Sweep.current(study), str(directory.relative_to(study))
-    before = sweep.outcome(name)
-    if before is not None and before.status not in ("running", "preempted"):  # done, and this is another round
-        return before.val_loss
-    try:
-        done = finished(directory, config_hash)
-    except InputError as error:  # a damaged result
-        print(f"error: {name}: {one_line(error)}", file=sys.stderr, flush=True)
-        sweep.note(name, Outcome.of(error))
-        return math.inf
-    if done is not None:
-        print(f"{directory}: finished already (validation loss {done['val_loss']:.4f})", flush=True)
-        sweep.note(name, Outcome("finished", val_loss=done["val_loss"]))
-        return float(done["val_loss"])
-    if (failed := failed_since(directory, sweep.began)) is not None:  # at the hands of another command
-        sweep.note(name, failed)
-        return failed.val_loss
-    sweep.note(name, Outcome("running"))
-    preempted, request = None, _request(config)
-    hydra_config = HydraConfig.get()
-    logs = (OmegaConf.to_container(hydra_config.job_logging, resolve=True), hydra_config.verbose)
-    try:
-        outcome = isolated(_isolated_job, (config, directory, request, logs), config.job_timeout)
-    except PreemptedError as error:
-        preempted, outcome = error, Outcome.of(error)
-    if outcome.exit_code and outcome.status != "busy":
-        print(f"error: {name}: {outcome.cause}", file=sys.stderr, flush=True)
-        if finished(directory, config_hash) is None:  # it may have ended while it was asked to stop
-            record_failure(directory, outcome, request, config_hash)
-    sweep.note(name, outcome)
-    if preempted is not None:
-        sys.exit(preempted.exit_code)  # the rest of the sweep as well
-    return outcome.val_loss
-
-
-def _isolated_job(config: DictConfig, directory: Path, request: Request, logs: tuple[Any, Any]) -> float:
-    """The job in its own process, where nothing has been set up yet."""
-    checks.register_resolvers()
-    configure_log(OmegaConf.create(logs[0]), logs[1])
-    return _job(config, directory, request)
+def run_job(config: DictConfig, directory: Path) -> float:
+    """A job of a study, in its own process: its validation loss. Raises RunError as its kind says."""
+    return _job(config, directory, _request(config))
 
 
 def _job(config: DictConfig, directory: Path, request: Request) -> float:

@@ -37,7 +37,7 @@ ALLOWED = (
 )
 HYDRA_ALLOWED = (
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
-    r"hydra_plugins\.hydra_(joblib|submitit)_launcher\.[\w.]+Launcher",
+    r"hydra_plugins\.babylm_train\.\w+Launcher",
     r"hydra_plugins\.hydra_optuna_sweeper\.[\w.]+Sweeper",
     r"optuna\.samplers\.[A-Z]\w*",
 )

@@ -1,47 +1,123 @@
-"""An objective that breaks its own job, in every way a job can break."""
+"""Jobs that break, in every way a job can break, and an objective that does it to a run."""
 
+import json
 import os
 import signal
 import sys
 import time
+from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
 
+from babylm_train.errors import DivergedError, PreemptedError, fail
 from babylm_train.objective import CausalObjective
+from babylm_train.study.jobs import BUSY, Job, JobRunner
+
+FOREVER = 1000
 
 
 class Faulty(CausalObjective):
-    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN, 5 hangs, 6 exits, 8 lives on
-    for a minute after its result is written; else nothing. While the file that SLOW names is there, a batch takes a second.
+    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN; else nothing. While the
+    file that SLOW names is there, a batch takes a second.
     """
 
     def __init__(self, job: int) -> None:
         self.job = job
 
     def __call__(self, model, batch):
-        if self.job == 1:
-            raise KeyError("no such thing")
-        if self.job == 2:
-            os._exit(7)
-        if self.job == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.job == 5:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(1000)
-        if self.job == 6:
-            sys.exit(9)
-        if self.job == 8:
-            Finalize(None, time.sleep, args=(60,), exitpriority=0)
+        {1: raises, 2: leaves, 3: dies}.get(self.job, lambda: None)()
         if Path(os.environ.get("SLOW", os.devnull)).is_file():
             time.sleep(1)
         loss = super().__call__(model, batch)
         return loss * torch.nan if self.job == 4 else loss
 
 
-def deaf() -> float:
-    """A job that does not hear SIGTERM."""
+def wait_for(path: Path, seconds: float = 120) -> None:
+    """Waits until there is such a file."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path} did not come")
+        time.sleep(0.01)
+
+
+def finishes(directory: Path, loss: float = 1.5) -> None:
+    """Writes its result, and which GPUs it saw."""
+    values = {
+        "status": "finished",
+        "config_hash": "h",
+        "val_loss": loss,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+    (directory / "result.json").write_text(json.dumps(values))
+
+
+def raises() -> None:
+    raise KeyError("no such\x1b[2J thing")
+
+
+def leaves() -> None:
+    os._exit(7)
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exits() -> None:
+    sys.exit(9)
+
+
+def diverges() -> None:
+    fail(DivergedError("loss nan at update 3"))
+
+
+def hangs() -> None:
+    time.sleep(FOREVER)
+
+
+def is_refused(directory: Path) -> None:
+    """Another process had the directory a moment ago, the first time."""
+    if not (directory / "tried").exists():
+        (directory / "tried").touch()
+        sys.exit(BUSY)
+    finishes(directory)
+
+
+def saves(directory: Path) -> None:
+    """Trains until it is asked to stop, then saves."""
+
+    def stop(*_: object) -> None:
+        (directory / "saved").touch()
+        fail(PreemptedError("state saved"))
+
+    signal.signal(signal.SIGTERM, stop)
+    (directory / "began").touch()
+    hangs()
+
+
+def is_deaf(directory: Path) -> None:
+    """Does not hear that it is to stop."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(1000)
-    return 0.0
+    (directory / "began").touch()
+    hangs()
+
+
+def lives_on(directory: Path) -> None:
+    """Writes its result, and does not end."""
+    finishes(directory)
+    Finalize(None, is_deaf, args=(directory,), exitpriority=0)
+
+
+def waits(directory: Path, other: Path) -> None:
+    """Ends only when `other` is there."""
+    wait_for(other)
+    finishes(directory)
+
+
+def watch(directory: Path) -> None:
+    """A command that watches over a job."""
+    job = Job("saves", 0, directory, "h", partial(saves, directory), print)
+    JobRunner([{}], print, 0).run([job])

@@ -19,6 +19,7 @@ DOORS = {
     "babylm_train.build",
     "babylm_train.config",
     "babylm_train.cli",
+    "babylm_train.study.launcher",
     "babylm_train.tools.plan",
     "babylm_train.tools.difficulty",
 }

@@ -1,176 +1,275 @@
-"""Jobs of a study, each in a process of its own: whatever one does to itself, the others go on."""
+"""Jobs of a study, each a process of its own: its exit code and its result.json say what became of it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
-import socket
-import sys
+import tempfile
 import threading
 import time
-import traceback
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from babylm_train.errors import InUse, PreemptedError, RunError, one_line
-from babylm_train.files import write_json
+from babylm_train.errors import InputError, PreemptedError, RunError, one_line, printable
+from babylm_train.files import read
 from babylm_train.preemption import SIGNALS, handled
 
-SWEEP = "BABYLM_SWEEP"  # id of the sweep and process that runs it: launchers hand the environment on to their workers
-OUTCOMES = ".sweeps"  # in the study's directory: what became of each job of a sweep, until the sweep has ended
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
-GRACE, SLURM_GRACE = 30.0, 100.0  # seconds a job has to save its state before it is killed; SLURM's signal leaves 120
-REQUEUED = 900.0  # seconds that SLURM has to end a job it preempts: one that has ended is not put back into the queue
+STATUS[130] = "preempted"
+BUSY = 76  # exit code of a job's process that found another one in the job's directory
+GRACE = 30.0  # seconds a job has to save its state before it is killed
+LOG, LOCK = "run.log", ".lock"
+
+# Imported once, by the process that all jobs are forked from: what takes seconds, and nothing that runs.
+PRELOAD = ["torch._dynamo", "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2"]
+PRELOAD += ["matplotlib.figure", "babylm_train.cli", "babylm_train.build", "babylm_train.run", "babylm_train.trainer"]
+PRELOAD += ["babylm_train.data.corpus", "babylm_train.data.tokenizer", "babylm_train.curriculum.scores"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `busy`: another process is at it. `cause` and `traceback` are empty where it finished."""
+    """What a job's result.json says of how it ended. `cause` is empty where it finished."""
 
     status: str
     cause: str = ""
     exit_code: int = 0
     val_loss: float = math.inf
+    seconds: float = 0.0
     traceback: str = ""
+    config_hash: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> Outcome:
+    def of(cls, error: RunError) -> Outcome:
         """The outcome of a job that raised `error`."""
-        if isinstance(error, RunError):
-            busy = isinstance(error, InUse)
-            return cls("busy" if busy else STATUS[error.exit_code], one_line(error), error.exit_code)
-        name = "exited" if isinstance(error, SystemExit) else "failed"
-        return cls(name, f"{type(error).__name__}: {error}", 1, traceback="".join(traceback.format_exception(error)))
+        return cls(STATUS[error.exit_code], one_line(error), error.exit_code)
 
 
-def context() -> Any:
-    """Processes are forked from one that has imported torch and done nothing with it: a job starts in no time.
+@dataclass
+class Job:
+    """One run of a study. name: as it is shown; number: its place in the sweep. work: what its process does.
 
-    Signals that ask jobs to stop often reach every process of a session. The one they are forked from must not heed
-    them, or nobody could tell how its jobs ended; what is ignored here it goes on ignoring.
+    record: writes its failure down.
+
+    timeout: seconds it may take; then it is asked to save and stop, and some time later killed.
     """
-    made = multiprocessing.get_context("forkserver")
-    # loky's workers name their own way of starting processes, which has to be known in those as well
-    made.set_forkserver_preload(["babylm_train.study.preload"] + ["joblib.externals.loky"] * ("joblib" in sys.modules))
-    with handled(signal.SIG_IGN):
-        forkserver.ensure_running()
-    return made
+
+    name: str
+    number: int
+    directory: Path
+    config_hash: str
+    work: Callable[[], object]
+    record: Callable[[Path, Outcome], object]
+    timeout: float = math.inf
+
+    def outcome(self, since: int) -> Outcome | None:
+        """How it ended: finished at any time, or failed after `since` (as `time_on_disk`). None: it is to run."""
+        path = self.directory / "result.json"
+        if not path.exists():
+            return None
+        try:
+            found: Outcome = read(path, Outcome)
+        except InputError as error:  # a person has to look at it
+            return Outcome.of(error)
+        if found.status == "finished":
+            return found if found.config_hash == self.config_hash else None
+        return found if path.stat().st_mtime_ns >= since and found.status != "preempted" else None
+
+    def is_locked(self) -> bool:
+        """Is another process at it?"""
+        if not (self.directory / LOCK).exists():
+            return False
+        try:
+            with FileLock(self.directory / LOCK).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
 
-def isolated(job: Callable[..., float], arguments: tuple[Any, ...], timeout: float | None) -> Outcome:
-    """Runs `job(*arguments)`, which returns a validation loss, in a process of its own.
+def time_on_disk(directory: Path) -> int:
+    """Nanoseconds since 1970 by the clock that dates the files in `directory`, which may be another machine's."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno()).st_mtime_ns
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to it; it then has GRACE seconds to save its state.
+
+class JobRunner:
+    """Runs jobs on this machine, each in a process of its own, the next one as soon as a place is free.
+
+    SIGTERM, SIGUSR1, SIGUSR2 and SIGINT are passed on to the jobs as SIGTERM; they then have `grace` seconds to save.
 
     Args:
-        timeout: seconds it may take; then it is asked to save and stop, and GRACE seconds later killed.
-
-    Raises:
-        PreemptedError: this process was asked to stop; the job has stopped as well.
+        places: environment variables for the jobs, one dictionary a place. tell: is told each job's outcome.
+        since: outcomes of failed jobs after it count; they are another command's. grace: seconds.
     """
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = context().Process(target=_child, args=(theirs, job, arguments))
-    process.start()
-    theirs.close()
-    stopping = _Stopping(process)
-    with handled(stopping.handle) as before:
-        outcome = _wait(process, ours, stopping, time.monotonic() + (timeout or math.inf))
-    if executor() and callable(again := before.get(stopping.got)):  # submitit's, which puts the job back into the queue
-        again(stopping.got, None)
-    if stopping.asked:
-        if stopping.got == signal.SIGTERM and executor() == "slurm":
-            time.sleep(REQUEUED)
-        if outcome.status == "killed":
-            raise PreemptedError("preempted, and killed before it had saved: goes on from its last checkpoint")
-        raise PreemptedError("preempted: the running job has saved its state; the same command continues")
-    if stopping.late and outcome.status != "finished":  # it may have been about to end
-        return Outcome("timed_out", f"took longer than job_timeout={timeout:g} s", 1)
-    return outcome
 
+    def __init__(
+        self,
+        places: list[dict[str, str]],
+        tell: Callable[[Job, Outcome], object],
+        since: int,
+        grace: float = GRACE,
+    ) -> None:
+        self.places, self.tell, self.since, self.grace = places, tell, since, grace
+        self.running: dict[int, _Running] = {}
+        self.asked = 0  # the signal that asked to stop
+        self.killed: list[str] = []  # jobs that did not save in time
+        self.context = multiprocessing.get_context("forkserver")
 
-def executor() -> str:
-    """`slurm` or `local` in a job of submitit's, empty elsewhere."""
-    return os.environ.get("SUBMITIT_EXECUTOR", "")
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Runs all of `jobs`; those that another command is at are waited for, and run here if they did not end well.
 
+        Raises:
+            PreemptedError: this process was asked to stop; the running jobs have saved their states.
+            KeyboardInterrupt: the same, after Ctrl-C. A second one kills them.
+        """
+        left, busy = iter(jobs), list[Job]()
+        self._start_server()
+        with handled(self._ask):
+            while True:
+                try:
+                    again, busy = busy, []
+                    rest = iter(again)
+                    if not self.asked and self._fill_places(left, busy):
+                        self._fill_places(rest, busy)
+                    busy += rest
+                    if not self.running and (self.asked or not busy):
+                        break
+                    connection.wait([running.process.sentinel for running in self.running.values()], timeout=0.5)
+                    busy += self._collect()
+                except KeyboardInterrupt:
+                    self._ask(signal.SIGINT)
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.asked:
+            lost = f"killed before they had saved: {', '.join(self.killed)}" if self.killed else ""
+            raise PreemptedError(f"preempted: {lost or 'the running jobs have saved'}; the same command continues")
 
-def _wait(process: Any, ours: connection.Connection, stopping: _Stopping, until: float) -> Outcome:
-    outcome = None
-    while process.exitcode is None:
-        connection.wait([process.sentinel, *([] if outcome else [ours])], timeout=0.5)
-        if outcome is None and ours.poll():
-            with contextlib.suppress(EOFError):  # it died without a word
-                outcome = ours.recv()
-        if time.monotonic() > until and not stopping.since:
-            stopping.late = True
-            stopping.stop()
-        if stopping.parent_is_gone():
-            stopping.asked = True
-            stopping.stop()
-        if stopping.since and time.monotonic() - stopping.since > (SLURM_GRACE if executor() == "slurm" else GRACE):
-            process.kill()
-        process.join(0)
-    if outcome is not None:
-        return outcome
-    code = process.exitcode
-    if code >= 0:
-        return Outcome("exited", f"ended with exit code {code} and no result", code or 1)
-    hint = " (so does the kernel where memory runs out)" if code == -signal.SIGKILL else ""
-    return Outcome("killed", f"killed by {signal.Signals(-code).name}{hint}", 1)
+    def _start_server(self) -> None:
+        """Signals often reach every process of a session: the one that jobs are forked from must not heed them."""
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counting GPUs otherwise spoils CUDA for forks
+        self.context.set_forkserver_preload(PRELOAD)
+        with handled(signal.SIG_IGN):
+            forkserver.ensure_running()
 
+    def _fill_places(self, jobs: Iterable[Job], busy: list[Job]) -> bool:
+        """Starts `jobs` in free places; True: there are no more of them. `busy` gets those that others are at."""
+        for place in (n for n in range(len(self.places)) if n not in self.running):
+            job = next((job for job in jobs if self._is_to_run(job, busy)), None)
+            if job is None:
+                return True
+            job.directory.mkdir(parents=True, exist_ok=True)
+            environment = {**os.environ, **self.places[place]}  # the server's is of the moment it was started
+            process = self.context.Process(target=_work, args=(job, os.getcwd(), environment, len(self.places)))
+            process.start()
+            self.running[place] = _Running(job, process, time.monotonic())
+        return False
 
-class _Stopping:
-    """Passes signals on to a job."""
+    def _is_to_run(self, job: Job, busy: list[Job]) -> bool:
+        if (outcome := job.outcome(self.since)) is not None:
+            self.tell(job, outcome)
+        elif job.is_locked():
+            busy.append(job)
+        else:
+            return True
+        return False
 
-    def __init__(self, process: Any) -> None:
-        self.process, self.asked, self.late, self.since, self.got = process, False, False, 0.0, 0
-        self.worker_of = os.getppid() if os.environ.get(SWEEP, "").endswith(f"-{os.getppid()}") else None
+    def _collect(self) -> list[Job]:
+        """Tells what became of the jobs that have ended, stops those that take too long; returns those of others."""
+        busy = []
+        for place, running in list(self.running.items()):
+            code = running.process.exitcode
+            if code is None:
+                running.hurry(self.grace)
+                continue
+            del self.running[place]
+            if code == BUSY:
+                busy.append(running.job)
+                continue
+            outcome = running.outcome(self.since)
+            if outcome.status != "finished":
+                running.job.record(running.job.directory, outcome)
+            if outcome.status != "preempted" or not self.asked:
+                self.tell(running.job, outcome)
+            elif code < 0:
+                self.killed.append(running.job.name)
+        return busy
 
-    def handle(self, number: int, _frame: object) -> None:
+    def _ask(self, number: int, _frame: object = None) -> None:
         """Handles a signal."""
-        self.asked, self.got = True, number
-        self.stop()
+        for running in self.running.values():
+            if self.asked == number == signal.SIGINT:
+                running.process.kill()
+            running.stop()
+        self.asked = number
+
+
+@dataclass
+class _Running:
+    """A job's process. stopped: when it was asked to save and end (time.monotonic), 0: not yet."""
+
+    job: Job
+    process: Any
+    began: float
+    stopped: float = 0.0
+    late: bool = False
 
     def stop(self) -> None:
-        """Asks the job to save and end."""
-        self.since = self.since or time.monotonic()
-        self.process.terminate()
+        if not self.stopped:
+            self.stopped = time.monotonic()
+            self.process.terminate()
 
-    def parent_is_gone(self) -> bool:
-        """Is this a launcher's worker, and has the sweep that it works for died?"""
-        return self.worker_of is not None and not self.asked and os.getppid() != self.worker_of
+    def hurry(self, grace: float) -> None:
+        """Asks it to stop when its time is up, and kills it if it does not."""
+        now = time.monotonic()
+        if now - self.began > self.job.timeout and not self.stopped:
+            self.late = True
+            self.stop()
+        if self.stopped and now - self.stopped > grace:
+            self.process.kill()
+
+    def outcome(self, since: int) -> Outcome:
+        """What its result.json says if it finished, else what its exit code and the end of its log say."""
+        code, directory = self.process.exitcode, self.job.directory
+        told = self.job.outcome(since)
+        if told is not None and told.status == "finished":  # whatever it did after that
+            return told
+        if self.late:
+            return Outcome("timed_out", f"took longer than job_timeout={self.job.timeout:g} s", 1)
+        if self.stopped:
+            return Outcome("preempted", "asked to stop; the same command continues", 75)
+        if code < 0:
+            hint = " (so does the kernel where memory runs out)" if code == -signal.SIGKILL else ""
+            return Outcome("killed", f"killed by {signal.Signals(-code).name}{hint}", 1)
+        log = (directory / LOG).read_text(encoding="utf8", errors="replace") if (directory / LOG).exists() else ""
+        last = next((printable(line) for line in reversed(log.splitlines()) if line.strip()), "")
+        if code == 0 or code not in STATUS:
+            return Outcome("exited", f"ended with exit code {code} and no result", code or 1)
+        mark = log.rfind("Traceback (most recent call last)") if code == 1 else -1
+        return Outcome(STATUS[code], last.removeprefix("error: "), code, traceback=log[mark:] if mark >= 0 else "")
 
 
-def _child(theirs: connection.Connection, job: Callable[..., float], arguments: tuple[Any, ...]) -> None:
-    for number in SIGNALS:  # ignored in the process that this one was forked from
+def _work(job: Job, folder: str, environment: dict[str, str], side_by_side: int) -> None:
+    """A job's process: a session of its own, out of reach of the terminal; what it prints goes to run.log."""
+    os.setsid()
+    for number in (*SIGNALS, signal.SIGINT):  # ignored in the process that this one was forked from
         signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    with (job.directory / LOG).open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    if side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
 
-    def tell(outcome: Outcome) -> None:
-        with contextlib.suppress(BrokenPipeError):  # who watched over it has died
-            theirs.send(outcome)
-
-    try:
-        tell(Outcome("finished", val_loss=job(*arguments)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RunError as error:
-        tell(Outcome.of(error))
-        sys.exit(error.exit_code)
-    except BaseException as error:  # a bug: told, and raised as it is
-        tell(Outcome.of(error))
-        raise
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // side_by_side))
+    job.work()
 
 
 def _follow_parent() -> None:
@@ -179,111 +278,3 @@ def _follow_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def failed_since(directory: Path, moment: int) -> Outcome | None:
-    """How the run in `directory` failed since `moment` (nanoseconds since 1970), preemption aside."""
-    path = directory / "result.json"
-    if not path.exists() or path.stat().st_mtime_ns < moment:
-        return None
-    result = json.loads(path.read_text(encoding="utf8"))
-    if result["status"] in ("finished", "preempted"):
-        return None
-    return Outcome(result["status"], result["cause"], result["exit_code"])
-
-
-class Sweep:
-    """One `--multirun` command, and what became of its jobs, wherever a launcher ran them.
-
-    Args:
-        directory: of the study.
-    """
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory, self.folder = directory, directory / OUTCOMES / name
-
-    @property
-    def began(self) -> int:
-        """When the sweep did, in nanoseconds since 1970."""
-        return int(self.folder.name.partition("-")[0])
-
-    @classmethod
-    def current(cls, directory: Path) -> Sweep:
-        """The sweep that this process, or the one that started it, runs."""
-        return cls(directory, os.environ[SWEEP])
-
-    def note(self, job: str, outcome: Outcome) -> None:
-        """Remembers how `job`, a folder in the study's directory, ended, or that it is `running` in this process."""
-        write_json(self._path(job), {**asdict(outcome), "host": socket.gethostname(), "pid": os.getpid()})
-
-    def outcome(self, job: str) -> Outcome | None:
-        """What became of `job` in this sweep so far."""
-        return self._read(self._path(job))[0] if self._path(job).exists() else None
-
-    def outcomes(self) -> dict[str, Outcome]:
-        """Of every job, by its name."""
-        return {unquote(path.stem): self._read(path)[0] for path in sorted(self.folder.glob("*.json"))}
-
-    def wait_for_others(self) -> bool:
-        """Waits for jobs that other processes are at, and forgets that they were; False: there were none."""
-        busy = [name for name, outcome in self.outcomes().items() if outcome.status == "busy"]
-        if busy:
-            print(f"waiting for jobs that other processes were at: {len(busy)}", flush=True)
-        for name in busy:
-            with FileLock(self.directory / name / ".lock"):
-                self._path(name).unlink()
-        return bool(busy)
-
-    def stop(self) -> None:
-        """Asks the workers of this machine that still run a job to save and end, and waits until they have."""
-        asked = False
-        until = time.monotonic() + GRACE + 5
-        while (workers := self._workers()) and time.monotonic() < until:
-            for pid in workers if not asked else ():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            asked = True
-            time.sleep(0.1)
-
-    def _workers(self) -> list[int]:
-        """Processes of this machine, other than this one, that say they are running a job."""
-        notes = [self._read(path) for path in self.folder.glob("*.json")]
-        here = [pid for outcome, host, pid in notes if outcome.status == "running" and host == socket.gethostname()]
-        return [pid for pid in here if pid != os.getpid()]
-
-    def forget(self) -> None:
-        """Removes the notes of a sweep that has ended."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: another sweep's are there
-            self.folder.parent.rmdir()
-
-    def _path(self, job: str) -> Path:
-        return self.folder / f"{quote(job, safe='')}.json"
-
-    @staticmethod
-    def _read(path: Path) -> tuple[Outcome, str, int]:
-        values = json.loads(path.read_text(encoding="utf8"))
-        host, pid = values.pop("host"), values.pop("pid")
-        return Outcome(**values), host, pid
-
-
-@contextlib.contextmanager
-def sweep_in(directory: Path) -> Iterator[Sweep]:
-    """A sweep over the study in `directory`, with a name that this process's workers inherit.
-
-    Raises:
-        PreemptedError: SIGTERM, SIGUSR1 or SIGUSR2 arrived; the workers of this machine have saved their states.
-    """
-    sweep = Sweep(directory.absolute(), f"{time.time_ns()}-{uuid.uuid4().hex[:8]}-{os.getpid()}")
-
-    def stop(*_: object) -> None:
-        sweep.stop()
-        raise PreemptedError("preempted: the running jobs were told to save and stop; the same command continues")
-
-    os.environ[SWEEP] = sweep.folder.name
-    try:
-        with handled(stop):
-            yield sweep
-    finally:
-        os.environ.pop(SWEEP)
-        sweep.forget()

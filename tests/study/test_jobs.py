@@ -1,0 +1,183 @@
+"""Jobs as processes: how each way to end is told, stopping, other commands at the same jobs, places and GPUs."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from functools import partial
+
+import faulty
+import pytest
+from filelock import FileLock
+
+from babylm_train.errors import InputError, PreemptedError
+from babylm_train.study.jobs import LOCK, Job, JobRunner, Outcome, time_on_disk
+from babylm_train.study.launcher import find_gpus, share_gpus
+
+
+def record(directory, outcome):
+    """As run.record_failure does."""
+    values = {"status": outcome.status, "cause": outcome.cause, "exit_code": outcome.exit_code}
+    (directory / "result.json").write_text(json.dumps(values | {"traceback": outcome.traceback}))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make(name, work, timeout)`: a job in a folder of that name; `work` gets the folder where it takes one."""
+
+    def call(name, work, timeout=float("inf"), **arguments):
+        directory = tmp_path / name
+        directory.mkdir(exist_ok=True)
+        takes_folder = work.__code__.co_varnames[:1] == ("directory",)
+        work = partial(work, directory, **arguments) if takes_folder else partial(work, **arguments)
+        return Job(name, len(list(tmp_path.iterdir())), directory, "h", work, record, timeout)
+
+    return call
+
+
+def run(jobs, places=2, grace=30.0, since=None):
+    """Outcomes by name, in the order they were told."""
+    told = {}
+    since = time_on_disk(jobs[0].directory.parent) if since is None else since
+    JobRunner([{}] * places, lambda job, outcome: told.setdefault(job.name, outcome), since, grace).run(jobs)
+    return told
+
+
+def test_every_way_to_end_has_its_status_and_cause(make):
+    ways = [faulty.finishes, faulty.raises, faulty.leaves, faulty.dies, faulty.exits, faulty.diverges]
+    jobs = [make(way.__name__, way) for way in ways]
+    told = run([*jobs, make("hangs", faulty.hangs, timeout=0.5), make("deaf", faulty.is_deaf, timeout=2.0)], grace=1.0)
+    assert {name: (o.status, o.cause, o.exit_code) for name, o in told.items()} == {
+        "finishes": ("finished", "", 0),
+        "raises": ("failed", r"KeyError: 'no such\x1b[2J thing'", 1),
+        "leaves": ("exited", "ended with exit code 7 and no result", 7),
+        "dies": ("killed", "killed by SIGKILL (so does the kernel where memory runs out)", 1),
+        "exits": ("exited", "ended with exit code 9 and no result", 9),
+        "diverges": ("diverged", "loss nan at update 3", 3),
+        "hangs": ("timed_out", "took longer than job_timeout=0.5 s", 1),
+        "deaf": ("timed_out", "took longer than job_timeout=2 s", 1),
+    }
+    assert told["finishes"].val_loss == 1.5
+    assert "faulty.py" in told["raises"].traceback
+    for job in jobs[1:]:
+        written = json.loads((job.directory / "result.json").read_text())
+        assert (written["status"], written["cause"]) == (told[job.name].status, told[job.name].cause)
+
+
+def test_the_next_job_starts_as_soon_as_a_place_is_free(make):
+    last = make("last", faulty.finishes)
+    first = make("first", faulty.waits, other=last.directory / "result.json")
+    assert list(run([first, make("second", faulty.finishes), last])) == ["second", "last", "first"]
+
+
+def test_a_place_has_its_gpu(make, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert find_gpus() == ["3", "5"]
+    alone, two = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")]
+    assert share_gpus("auto", ["3", "5"]) == [alone, two]
+    assert share_gpus(3, ["3", "5"]) == [alone, two, alone]
+    assert (share_gpus(1, ["3", "5"]), share_gpus("auto", []), share_gpus(2, [])) == ([alone], [{}], [{}, {}])
+    for wrong in (0, "two", True, 1.5):
+        with pytest.raises(InputError, match=r"hydra\.launcher\.n_jobs"):
+            share_gpus(wrong, [])
+    one, other = make("one", faulty.finishes), make("other", faulty.finishes)
+    one.work = partial(faulty.waits, one.directory, other.directory / "result.json")  # both at a time
+    JobRunner(share_gpus("auto", find_gpus()), lambda *_: None, 0).run([one, other])
+    seen = [json.loads((job.directory / "result.json").read_text())["gpus"] for job in (one, other)]
+    assert seen == ["3", "5"]
+
+
+def when(path, action):
+    """Does `action()` as soon as there is such a file."""
+    thread = threading.Thread(target=lambda: (faulty.wait_for(path), action()), daemon=True)
+    thread.start()
+
+
+def test_asked_to_stop_jobs_save_and_no_other_starts(make):
+    saves, next_one = make("saves", faulty.saves), make("next", faulty.finishes)
+    when(saves.directory / "began", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(PreemptedError, match="have saved"):
+        run([saves, next_one], places=1)
+    assert (saves.directory / "saved").exists()
+    assert json.loads((saves.directory / "result.json").read_text())["status"] == "preempted"
+    assert not (next_one.directory / "result.json").exists()
+    saves.work = partial(faulty.finishes, saves.directory)  # the same command again
+    assert {name: outcome.status for name, outcome in run([saves, next_one]).items()} == {
+        "saves": "finished",
+        "next": "finished",
+    }
+
+
+def test_a_job_that_was_killed_before_it_saved_is_not_said_to_have_saved(make):
+    deaf = make("deaf", faulty.is_deaf)
+    when(deaf.directory / "began", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(PreemptedError, match="killed before they had saved: deaf"):
+        run([deaf], grace=0.1)
+
+
+def test_a_job_that_ended_while_it_was_asked_to_stop_keeps_its_result(make):
+    job = make("lives on", faulty.lives_on)
+    when(job.directory / "began", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(PreemptedError):
+        run([job], grace=0.1)
+    assert json.loads((job.directory / "result.json").read_text())["status"] == "finished"
+
+
+def test_ctrl_c_saves_and_a_second_one_kills(make):
+    saves, deaf = make("saves", faulty.saves), make("deaf", faulty.is_deaf)
+    when(saves.directory / "saved", lambda: os.kill(os.getpid(), signal.SIGINT))
+    when(saves.directory / "began", lambda: (faulty.wait_for(deaf.directory / "began"), os.kill(os.getpid(), 2)))
+    with pytest.raises(KeyboardInterrupt):
+        run([saves, deaf], grace=faulty.FOREVER)
+    assert (saves.directory / "saved").exists()
+
+
+def test_a_job_saves_when_the_command_that_watches_over_it_dies(make):
+    job = make("saves", faulty.saves)
+    watcher = multiprocessing.get_context("spawn").Process(target=faulty.watch, args=(job.directory,))
+    watcher.start()
+    faulty.wait_for(job.directory / "began")
+    watcher.kill()
+    faulty.wait_for(job.directory / "saved")
+    watcher.join()
+
+
+def test_what_is_done_is_not_run_again_and_what_failed_is(make):
+    done, failed, other = (make(name, faulty.finishes) for name in ("done", "failed", "other"))
+    faulty.finishes(done.directory, loss=9.0)
+    record(failed.directory, Outcome("failed", "a cause", 1))
+    since = time_on_disk(done.directory)
+    os.utime(failed.directory / "result.json", ns=(since - 1, since - 1))
+    (other.directory / "result.json").write_text('{"status": "finished", "config_hash": "of another configuration"}')
+    told = run([done, failed, other], since=since)
+    assert {name: outcome.val_loss for name, outcome in told.items()} == {"done": 9.0, "failed": 1.5, "other": 1.5}
+
+
+def test_jobs_that_another_command_is_at_are_left_to_it(make):
+    theirs, ours = make("theirs", faulty.raises), make("ours", faulty.finishes)
+    lock = FileLock(theirs.directory / LOCK, thread_local=False)
+    lock.acquire()
+
+    def end() -> None:
+        record(theirs.directory, Outcome("diverged", "a cause", 3))
+        lock.release()
+
+    when(ours.directory / "result.json", end)
+    told = run([theirs, ours], places=1)
+    assert {name: outcome.status for name, outcome in told.items()} == {"ours": "finished", "theirs": "diverged"}
+
+
+def test_a_job_that_found_another_process_in_its_directory_is_tried_again(make):
+    told = run([make("refused", faulty.is_refused), make("next", faulty.finishes)], places=1)
+    assert {name: outcome.status for name, outcome in told.items()} == {"next": "finished", "refused": "finished"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"status": 3}', '{"status": "\\ud800"}', "[" * 9999])
+def test_a_damaged_result_is_named_and_not_overwritten(make, text):
+    job = make("damaged", faulty.finishes)
+    (job.directory / "result.json").write_text(text)
+    (outcome,) = run([job]).values()
+    assert outcome.status == "bad_input"
+    assert str(job.directory / "result.json") in outcome.cause
+    assert (job.directory / "result.json").read_text() == text

@@ -1,0 +1,139 @@
+"""Whole sweeps by the command line: failures, preemption, repeats, a search, a queue."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from babylm_train import cli
+
+TESTS = Path(__file__).parents[1]
+SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
+SMALL += ["tokenizer.vocab_size=420", "data.cache_dir=cache", "++objective._target_=faulty.Faulty", "study=s"]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, capfd):
+    """`sweep(*arguments)` -> (exit code, standard output, standard error), in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BABYLM_ALLOW_TARGETS", "faulty")
+    monkeypatch.setenv("SLOW", str(tmp_path / "slow"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["babylm-train", "-m", *SMALL, *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def folder(job):
+    """Of a job of the study, once it is there."""
+    return next(Path("multirun_outputs/s").glob(f"*job-{job}[-_]*"), Path("absent"))
+
+
+def results():
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("multirun_outputs/s").glob("*/result.json")}
+
+
+def statuses(*jobs):
+    return {job: json.loads((folder(job) / "result.json").read_text())["status"] for job in jobs}
+
+
+def wait_until(condition):
+    until = time.monotonic() + 200
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def stop_when(condition, number=signal.SIGTERM):
+    """Asks this process to stop as soon as a condition holds."""
+    threading.Thread(target=lambda: (wait_until(condition), os.kill(os.getpid(), number)), daemon=True).start()
+
+
+def test_failing_jobs_take_nobody_down_and_a_repeat_runs_what_is_missing(sweep):
+    jobs = ["+objective.job=10,11,1,3,4", "trainer.max_steps=60", "hydra.launcher.n_jobs=2"]
+    Path("slow").touch()  # neither of the last two ends before it is asked to
+    stop_when(lambda: all((folder(job) / "metrics.jsonl").exists() for job in (10, 11)))
+    code, _, err = sweep(*jobs)
+    assert code == 75, err
+    assert statuses(10, 11) == dict.fromkeys((10, 11), "preempted")
+    assert all(list(folder(job).glob("checkpoints/checkpoint_*.pt")) for job in (10, 11))
+    Path("slow").unlink()
+    code, out, err = sweep(*jobs)
+    assert code in (1, 3)
+    assert statuses(1, 3, 4, 10, 11) == {1: "failed", 3: "killed", 4: "diverged", 10: "finished", 11: "finished"}
+    assert [line.split(":")[1] for line in sorted(err.splitlines()) if line.startswith("error: ")] == [
+        f" +objective.job={job}" for job in (1, 3, 4)
+    ]
+    assert "report: multirun_outputs/s/report.html" in out
+    report = Path("multirun_outputs/s/report.md").read_text().replace("\\", "")
+    assert all(cause in report for cause in ("no such", "SIGKILL", "loss nan"))
+    for job in (10, 11):
+        log = (folder(job) / "run.log").read_text()
+        assert log.count("resumed at update") == 1
+        assert log.count("  val_loss") == 1
+    assert "faulty.py" in json.loads((folder(1) / "result.json").read_text())["traceback"]
+    before = results()
+    assert sweep("+objective.job=10,11", "trainer.max_steps=60")[0] == 0
+    assert results() == before
+
+
+def test_a_search_goes_on_to_its_total(sweep):
+    search = ["experiment=hpo", "scale=small", "+objective.job=0", "trainer.max_steps=2"]
+    search += ["hydra.sweeper.params={optimizer.lr:'tag(log, interval(1e-4, 1e-2))'}"]
+    code, out, err = sweep(*search, "hydra.sweeper.n_trials=2")
+    assert code == 0, err
+    assert "search: 0 of 2 trials done" in out
+    code, out, err = sweep(*search, "hydra.sweeper.n_trials=3")
+    assert code == 0, err
+    assert "search: 2 of 3 trials done" in out
+    assert len(results()) == 3
+
+
+def test_a_launcher_s_mistake_is_one_line(sweep):
+    code, _, err = sweep("+objective.job=10,11", "hydra.launcher.n_jobs=0")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "hydra.launcher.n_jobs" in err
+
+
+def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
+    """Against a stand-in for sbatch, srun, scontrol and sacct; SLURM itself was not at hand."""
+    queue, search = tmp_path / "queue", f"{TESTS / 'slurm'}{os.pathsep}{os.environ['PATH']}"
+    queue.mkdir()
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    environment = {**os.environ, "PATH": search, "PYTHONPATH": paths, "FAKE_QUEUE": str(queue), "OMP_NUM_THREADS": "1"}
+    Path("slow").touch()
+    jobs = ["hydra/launcher=submitit_slurm", "+objective.job=10,3", "trainer.max_steps=60", "seed=1"]
+    call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *jobs]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    process = subprocess.Popen(call, start_new_session=True, **pipes)
+    faulty_folder = "*job-10[-_]*"
+    wait_until(lambda: list(Path("multirun_outputs/s").glob(f"{faulty_folder}/metrics.jsonl")))
+    os.killpg(int((queue / "0.pid").read_text()), signal.SIGTERM)  # preemption: SLURM asks every process of the task
+    wait_until(lambda: (queue / "requeued").exists())
+    assert list(folder(10).glob("checkpoints/checkpoint_*.pt"))
+    Path("slow").unlink()
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 1, out + err  # of the job that is killed
+    assert statuses(10, 3) == {10: "finished", 3: "killed"}
+    assert (queue / "requeued").read_text() == "requeue 77_0\n"
+    assert (folder(10) / "run.log").read_text().count("resumed at update") == 1
+    script = (queue / "script.sh").read_text()
+    for line in ("--signal=USR2@120", "--requeue", "--open-mode=append", "--gpus-per-node=1", "--array=0-1%2"):
+        assert f"#SBATCH {line}" in script
