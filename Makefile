@@ -26,6 +26,9 @@ format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: $(READY)  ## docs/CONFIG.md anew from conf/
+	$(PY) docs/write_config.py
+
 sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one study directory
 	$(PY) -m babylm_train -m study=sweep optimizer=adamw,adam,sgd scheduler=linear,cosine,constant trainer.max_steps=20
 

@@ -80,7 +80,7 @@ def test_every_leaf_is_an_argument_and_defaults_agree(path):
             if key in ("defaults", "_target_", "_partial_"):
                 continue
             assert key in parameters or "kwargs" in parameters, f"{path}: {node['_target_']} takes no {key}"
-            default = parameters[key].default
+            default = parameters[key].default if key in parameters else inspect.Parameter.empty
             if path.stem == "default" and isinstance(value, (bool, int, float, str, list)) and "${" not in str(value):
                 same = (list(default) if isinstance(value, list) else default) == value
                 assert same or default is inspect.Parameter.empty, f"{path}: {key} is {value}, in Python {default}"
