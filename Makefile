@@ -40,7 +40,7 @@ torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed c
 
 lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
-	$(PY) -m pytest tests/test_babylm.py -k lm_eval
+	$(PY) -m pytest tests/babylm/test_preflight.py -k lm_eval
 
 bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
 	$(PY) benchmarks/speed.py $(TEXT)

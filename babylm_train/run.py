@@ -240,7 +240,7 @@ def summary(run: Run) -> dict[str, Any]:
         "train_loss": state.train_loss,
         "parameters": count_parameters(trainer.model),
         "track": run.config["track"]["name"],
-        "milestones": {path.name: record["words"] for path, record in revisions(trainer.directory / "milestones")},
+        "milestones": {path.name: r.words for path, r in revisions(trainer.directory / "milestones")},
         "exposures": asdict(exposure_so_far(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],

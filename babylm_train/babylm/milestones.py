@@ -6,16 +6,15 @@ killed and goes on repeats the update or has the revision, and the same update w
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylm_train.errors import StorageError
-from babylm_train.model.export import copy_or_link, write_model
+from babylm_train.babylm.track import name_of
+from babylm_train.files import link, read, replaced
+from babylm_train.model.export import write_model
 
 if TYPE_CHECKING:
     from babylm_train.data.tokens import TokenizedSplit
@@ -25,9 +24,17 @@ RECORD = "milestone.json"
 CHECKED = 8192  # tokens of validation text that a revision's loss is recorded on
 
 
-def name_of(mark: int) -> str:
-    """`chck_1M` for a million words; marks that are no whole million give all digits."""
-    return f"chck_{mark // 10**6}M" if mark % 10**6 == 0 else f"chck_{mark}"
+@dataclass(frozen=True)
+class Revision:
+    """What milestone.json holds: the mark and the clock when it was passed, and the loss on the first documents."""
+
+    name: str
+    mark: int
+    words: int
+    tokens: int
+    update: int
+    check_loss: float
+    check_tokens: int
 
 
 class Milestones:
@@ -58,49 +65,43 @@ class Milestones:
         """Exports what the update that brought the words from `before` to `state.words` has reached.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written. InputError: the record of an earlier one is damaged.
         """
-        reached = self.reached(before, state.words)
         clock = {"words": state.words, "tokens": state.tokens, "update": state.updates}
-        names = [name_of(mark) for mark in reached]
-        there = {path.name: record for path, record in revisions(self.directory)}
-        if all(there.get(name, {}).items() >= clock.items() for name in names):
+        there = {path.name: revision for path, revision in revisions(self.directory)}
+        due = {name_of(mark): mark for mark in self.reached(before, state.words)}
+        if all(name in there and asdict(there[name]).items() >= clock.items() for name in due):
             return
         result = self.check()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        newest = [path for path, record in revisions(self.directory) if record["words"] < state.words][-1:]
-        for mark, name in zip(reached, names, strict=True):
-            record = {"name": name, "mark": mark, **clock, "check_loss": result.loss, "check_tokens": result.tokens}
-            folder = self.directory / name
-            texts = {RECORD: json.dumps(record, indent=2) + "\n"}
-            write_model(self.model, self.tokenizer, folder, self.backends, like=newest, texts=texts)
+        newest = [self.directory / name for name, revision in there.items() if revision.words < state.words][-1:]
+        for name, mark in due.items():
+            record = Revision(name, mark, **clock, check_loss=result.loss, check_tokens=result.tokens)
+            folder, texts = self.directory / name, {RECORD: asdict(record)}
+            write_model(self.model, self.tokenizer, folder, self.backends, like=newest, records=texts)
             newest = [*newest, folder]
 
     def adopt(self, other: Path, words: int) -> None:
         """Takes over the revisions of another run that this one goes on from, up to so many `words`.
 
         Raises:
-            StorageError: they cannot be written here.
+            StorageError: they cannot be written here. InputError: a record is damaged.
         """
-        for path, record in revisions(other):
+        for path, revision in revisions(other):
             target = self.directory / path.name
-            if record["words"] <= words and record["mark"] in self.marks and not target.exists():
-                aside = target.with_name(f".{target.name}.{os.getpid()}")
-                try:
-                    shutil.copytree(path, aside, copy_function=copy_or_link)
-                    aside.rename(target)
-                except OSError as error:
-                    raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+            if revision.words <= words and revision.mark in self.marks and not target.exists():
+                with replaced(target) as aside:
+                    shutil.copytree(path, aside, copy_function=link)
 
 
-def revisions(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The revisions in `directory` and their records, by words seen."""
-    found = [(path.parent, json.loads(path.read_text())) for path in _records(directory)]
-    return sorted(found, key=lambda pair: (pair[1]["words"], pair[1]["mark"]))
+def revisions(directory: Path) -> list[tuple[Path, Revision]]:
+    """The revisions in `directory`, by words seen.
 
-
-def _records(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
+    Raises:
+        InputError: a record is damaged; names the file.
+    """
+    paths = (path for path in directory.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
+    found: list[tuple[Path, Revision]] = [(path.parent, read(path, Revision)) for path in paths]
+    return sorted(found, key=lambda pair: (pair[1].words, pair[1].mark))
 
 
 def beginning(split: TokenizedSplit, tokens: int = CHECKED) -> TokenizedSplit:

@@ -1,4 +1,6 @@
-"""Is a run fit to be handed in? `python -m babylm_train.preflight RUN license=SPDX [name=NAME] [push_to=USER/NAME]`
+"""Is a run fit to be handed in?
+
+    python -m babylm_train.preflight RUN license=SPDX [language=hi] [name=NAME] [push_to=USER/NAME]
 
 Checks what an evaluation needs and nobody looks at: that each revision loads in this (fresh) process and gives the loss
 it was saved with, that words, milestones and track agree, that the tokenizer and the sizes fit the BabyLM evaluation,
@@ -8,30 +10,96 @@ revision as a branch, to a Hugging Face repository; it is refused while a check 
 
 from __future__ import annotations
 
-import json
-import sys
+import dataclasses
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
+from pydantic import Field
 
 from babylm_train import build
-from babylm_train.babylm.card import SECTIONS, model_card
-from babylm_train.babylm.milestones import beginning, name_of, revisions
+from babylm_train.babylm.milestones import Revision, beginning, revisions
+from babylm_train.babylm.track import name_of
+from babylm_train.command import CommandLine, start
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokens import TokenizedSplit, tokenize
-from babylm_train.errors import InputError, RunError, StorageError, fail
-from babylm_train.evaluation.command import ROWS, load_model, options
+from babylm_train.errors import InputError, StorageError, printable
+from babylm_train.evaluation.command import ROWS, load_model
 from babylm_train.evaluation.likelihood import token_log_probabilities
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.files import write_text
+from babylm_train.files import check_record, read, read_lines, write_text
+from babylm_train.model import modeling_mntp
+from babylm_train.model.export import BOTH_WAYS, TOKENIZER_CLASS, padding_side
 
 SAME = 1e-4  # nats a token: rounding between processes and machines
 POSITIONS = 512  # what the BabyLM evaluation may feed
 SENTENCES = 4  # read as the evaluation pipeline reads them
 FILLING = 3  # places of padding after each
+PARTS = ("model", "objective", "tokenizer", "optimizer", "scheduler", "curriculum", "trainer")
+FIGURES = ("val_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "pseudo_bits_per_byte")
+USES = {
+    "causal": "`AutoModelForCausalLM.from_pretrained(name)`; BabyLM evaluation backend `causal`",
+    "mlm": "`AutoModelForMaskedLM.from_pretrained(name)`; backend `mlm`",
+    "mntp": "`AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)`; backend `mntp`",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for; `license` and `language` (ISO 639) as the hub spells them."""
+
+    license: Annotated[str, Field(pattern=r"^[A-Za-z0-9.+-]*$")] = ""
+    language: Annotated[str, Field(pattern=r"^([a-z]{2,3})?$")] = ""
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    push_to: str | None = None
+    device: str = "auto"
+    cache_dir: str = "multirun_outputs/.cache"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is read of a line of metrics.jsonl."""
+
+    step: int
+    words: int
+
+
+class Limits(pydantic.BaseModel):
+    """The track of a run."""
+
+    name: str
+    epochs: int | None
+    milestones: list[int]
+
+
+class Config(pydantic.BaseModel):
+    """What is read of config.yaml beside what is built from it."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    seed: int
+    data: dict[str, Any]
+    track: Limits
+
+
+class Result(pydantic.BaseModel):
+    """What is read of result.json."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    words: int
+    updates: int
+    exported_update: int
+    exported_words: int
+    val_loss: float
+    parameters: int
+    hashes: dict[str, str]
+    versions: dict[str, str]
+    commit: str | None
+    device: str
+    pairs: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -42,7 +110,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{ {True: 'ok    ', False: 'FAILED', None: 'note  '}[self.ok] } {self.text}"
+        return f"{ {True: 'ok    ', False: 'FAILED', None: 'note  '}[self.ok] } {printable(self.text)}"
 
 
 @dataclass(frozen=True)
@@ -50,10 +118,10 @@ class Saved:
     """What a finished run left behind."""
 
     directory: Path
-    config: dict[str, Any]
-    result: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    milestones: list[tuple[Path, dict[str, Any]]]
+    config: Config
+    result: Result
+    metrics: list[Line]
+    milestones: list[tuple[Path, Revision]]
     source: Any
     objective: Any
 
@@ -63,54 +131,54 @@ class Saved:
         return self.directory / "model"
 
 
-def open_run(run: str) -> Saved:
-    """The files of a finished run.
+def open_run(run: str, cache_dir: str) -> Saved:
+    """The files of a finished run; its corpus is cached in `cache_dir`, wherever its configuration points.
 
     Raises:
-        InputError: `run` is no directory of a finished run.
+        InputError: `run` is no directory of a finished run, or a file is damaged.
     """
     directory = Path(run)
-    source, objective, config = build.reopened(directory / "config.yaml")
+    source, objective, values = build.reopened(directory / "config.yaml")
+    config: Config = check_record(values, Config, str(directory / "config.yaml"))
     path = directory / "result.json"
-    result = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    result: dict[str, Any] = read(path, dict[str, Any])
     if result.get("status") != "finished":
-        raise InputError(f"{run} has not finished: {result.get('status', 'no result.json')}")
-    if "exported_words" not in result:
-        raise InputError(f"{path} does not say which update was exported: the run is of an earlier version")
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        raise InputError(f"{run} has not finished: {result.get('status', 'no status in result.json')}")
+    lines: list[Line] = read_lines(directory / "metrics.jsonl", Line)
     found = revisions(directory / "milestones")
-    return Saved(directory, config, result, [json.loads(line) for line in lines], found, source, objective)
+    source = dataclasses.replace(source, cache_dir=cache_dir)
+    return Saved(directory, config, check_record(result, Result, str(path)), lines, found, source, objective)
 
 
 def check_ledger(run: Saved, training_words: int) -> Iterator[Finding]:
     """Words, milestones and track against each other; an adaptive curriculum may see more words than were planned."""
-    result, track = run.result, run.config["track"]
-    steps = {line["step"]: line["words"] for line in run.metrics}
-    yield Finding(max(steps.values()) == result["words"], f"the record ends at {result['words']:,} words seen")
-    update, words = result["exported_update"], result["exported_words"]
+    result, track = run.result, run.config.track
+    steps = {line.step: line.words for line in run.metrics}
+    yield Finding(max(steps.values(), default=0) == result.words, f"the record ends at {result.words:,} words seen")
+    update, words = result.exported_update, result.exported_words
     yield Finding(steps.get(update) == words, f"model/ holds the weights of update {update:,}, after {words:,} words")
-    if track["epochs"] is not None:
-        most = track["epochs"] * training_words
-        text = f"{result['words']:,} words seen, track {track['name']} allows {most:,} ({track['epochs']} epochs)"
-        yield Finding(result["words"] <= most, text)
-    due = [name_of(mark) for mark in track["milestones"] if mark <= result["words"]]
+    if track.epochs is not None:
+        most = track.epochs * training_words
+        text = f"{result.words:,} words seen, track {track.name} allows {most:,} ({track.epochs} epochs)"
+        yield Finding(result.words <= most, text)
+    due = [name_of(mark) for mark in track.milestones if mark <= result.words]
     there = [path.name for path, _ in run.milestones]
     missing = ", ".join(name for name in due if name not in there)
-    yield Finding(
-        not missing, f"{len(due)} milestones are due, {len(there)} are there{': without ' * bool(missing)}{missing}"
-    )
-    late = [name_of(mark) for mark in track["milestones"] if mark > result["words"]]
-    if late:
+    without = f": without {missing}" if missing else ""
+    yield Finding(not missing, f"{len(due)} milestones are due, {len(there)} are there{without}")
+    if late := [name_of(mark) for mark in track.milestones if mark > result.words]:
         yield Finding(None, f"{len(late)} milestones of the track, from {late[0]} on, lie beyond the words seen")
-    for path, record in run.milestones:
-        before = max((words for step, words in steps.items() if step < record["update"]), default=0)
-        fits = before < record["mark"] <= record["words"] == steps.get(record["update"], record["words"])
-        yield Finding(fits, f"{path.name}: {record['words']:,} words, after update {record['update']:,}")
+    for path, revision in run.milestones:
+        before = max((words for step, words in steps.items() if step < revision.update), default=0)
+        fits = before < revision.mark <= revision.words == steps.get(revision.update, revision.words)
+        yield Finding(fits, f"{path.name}: {revision.words:,} words, after update {revision.update:,}")
 
 
-def check_revision(folder: Path, backend: str, expected: float, validation: TokenizedSplit, objective: Any) -> Finding:
+def check_revision(
+    folder: Path, backend: str, expected: float, validation: TokenizedSplit, objective: Any, device: Any
+) -> Finding:
     """Does a revision give the loss it was saved with?"""
-    model, tokenizer, _ = load_model(folder, backend)
+    model, tokenizer, _ = load_model(folder, backend, device)
     rows = EvaluationRows(validation, tokenizer.model_max_length)
     loss = evaluate(model, objective, rows, ROWS).loss
     return Finding(
@@ -119,49 +187,49 @@ def check_revision(folder: Path, backend: str, expected: float, validation: Toke
     )
 
 
-def check_tokenizer(tokenizer: Any, model: Any, text: str, backends: Sequence[str]) -> Iterator[Finding]:
-    """What an evaluation takes for granted."""
+def check_tokenizer(folder: Path, tokenizer: Any, model: Any, text: str, backends: Sequence[str]) -> Iterator[Finding]:
+    """What an evaluation takes for granted; `tokenizer` as it was saved."""
     encoded = tokenizer(text, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     covered = set().union(*(range(*span) for span in offsets))
     letters = {i for i, c in enumerate(text) if not c.isspace()}
-    yield Finding(tokenizer.is_fast and letters <= covered, "fast tokenizer, its offsets cover every letter")
+    settings: dict[str, Any] = read(folder / "tokenizer_config.json", dict[str, Any])
+    named = settings.get("tokenizer_class")
+    yield Finding(named == TOKENIZER_CLASS, f"tokenizer class {named}: transformers 4 and 5 know {TOKENIZER_CLASS}")
+    yield Finding(letters <= covered, "its offsets cover every letter")
     mark = tokenizer.eos_token_id
     same = mark == tokenizer.bos_token_id == model.config.bos_token_id == model.config.eos_token_id
     yield Finding(same, f"bos and eos are the mark {mark} of training, in the tokenizer and in the model")
     yield Finding(ids[0] == mark and mark not in ids[1:], "a text begins with that mark, once")
-    pad, right = tokenizer.pad_token_id, tokenizer.padding_side == "right"
+    pad, side = tokenizer.pad_token_id, tokenizer.padding_side
     what = f"the mark {mark}, for want of a padding token" if pad is None else pad
-    yield Finding(right and (pad is not None or None), f"padding with {what}, on the right")
-    size, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
-    yield Finding(largest < size, f"largest token id {largest:,}, {size:,} embeddings")
+    yield Finding(side == padding_side(backends) and (pad is not None or None), f"padding with {what}, on the {side}")
     positions = model.config.max_position_embeddings
-    yield Finding(
-        tokenizer.model_max_length == positions, f"model_max_length is the {positions} positions of the model"
-    )
+    same = tokenizer.model_max_length == positions
+    yield Finding(same, f"model_max_length is the {positions} positions of the model")
     short = positions < POSITIONS
     yield Finding(None if short else True, f"{positions} positions{': longer sentences are cut or fail' * short}")
-    if set(backends) & {"mlm", "mntp"}:
-        yield Finding(tokenizer.mask_token_id is not None, f"mask token {tokenizer.mask_token}")
 
 
-def check_interface(folder: Path, backend: str, texts: Sequence[str]) -> Finding:
+def check_interface(folder: Path, backend: str, texts: Sequence[str], device: Any = "cpu") -> Finding:
     """The scores that the BabyLM evaluation computes through a backend against our own, in a padded batch."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoProcessor
 
     if not texts:
         return Finding(None, f"backend {backend}: not read, no sentence fits into the model's positions")
-    model, tokenizer, _ = load_model(folder, backend)
+    model, tokenizer, _ = load_model(folder, backend, device)
     own = [float(t.sum()) for t in token_log_probabilities(model, tokenizer, texts, backend=backend, closing=False)]
-    processor = AutoProcessor.from_pretrained(folder, padding_side="right")
-    kind = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
-    theirs = kind.from_pretrained(folder, trust_remote_code=backend == "mntp", dtype=torch.float32).eval()
-    scores = [_as_the_pipeline(theirs, processor, text, backend) for text in texts]
+    kind: Any = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
+    if backend == "mntp":  # the folder's code equals this, see load_model
+        kind = getattr(modeling_mntp, BOTH_WAYS[type(model).__name__])
+    processor = AutoProcessor.from_pretrained(folder, padding_side="right", trust_remote_code=False)
+    theirs = kind.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    scores = [_score_as_the_pipeline(theirs.eval().to(device), processor, text, backend) for text in texts]
     worst = max(abs(a - b) for a, b in zip(own, scores, strict=True))
     return Finding(worst <= 1e-2, f"backend {backend}: {len(texts)} sentences score as here, to {worst:.0e} nats")
 
 
-def fitting(text: str, tokenizer: Any, room: int) -> str:
+def shorten(text: str, tokenizer: Any, room: int) -> str:
     """As much of the beginning of `text` as gives at most `room` tokens, the mark among them."""
     while text and len(tokenizer(text)["input_ids"]) > room:
         text = text[:-1].rstrip()
@@ -169,40 +237,80 @@ def fitting(text: str, tokenizer: Any, room: int) -> str:
 
 
 @torch.no_grad()
-def _as_the_pipeline(model: Any, processor: Any, text: str, backend: str) -> float:
+def _score_as_the_pipeline(model: Any, processor: Any, text: str, backend: str) -> float:
     """A sentence's log-probability by the rules of the 2025 pipeline: of the tokens that have letters of the text."""
     encoded = processor(text=text, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
-    places = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > 0]
+    places = torch.tensor([i for i, (_, end) in enumerate(encoded["offset_mapping"]) if i and end > 0])
     pad = processor.eos_token_id if processor.pad_token_id is None else processor.pad_token_id
-    filling = torch.full((FILLING,), pad)
-    if backend == "causal":
-        rows = torch.cat([ids, filling])[None]
-        seen = torch.cat([torch.ones(len(ids)), torch.zeros(FILLING)])[None]
-        logits = model(input_ids=rows[:, :-1], attention_mask=seen[:, :-1]).logits[0]
-        return sum(float(logits[i - 1].log_softmax(-1)[ids[i]]) for i in places if i)
-    rows = torch.cat([ids, filling]).repeat(len(places), 1)
-    rows[torch.arange(len(places)), places] = processor.mask_token_id
-    seen = torch.cat([torch.ones(len(ids)), torch.zeros(FILLING)]).repeat(len(places), 1)
-    logits = model(input_ids=rows, attention_mask=seen).logits
-    at = torch.tensor(places) - int(backend == "mntp")
-    picked = logits[torch.arange(len(places)), at].log_softmax(-1)
+    rows = torch.cat([ids, torch.full((FILLING,), pad)])[None]
+    seen = torch.cat([torch.ones(len(ids)), torch.zeros(FILLING)])[None]
+    at = places - int(backend != "mlm")
+    if backend != "causal":
+        rows, seen = rows.repeat(len(places), 1), seen.repeat(len(places), 1)
+        rows[torch.arange(len(places)), places] = processor.mask_token_id
+    logits = model(input_ids=rows.to(model.device), attention_mask=seen.to(model.device)).logits.cpu()
+    picked = logits[0 if backend == "causal" else torch.arange(len(places)), at].log_softmax(-1)
     return float(picked[torch.arange(len(places)), ids[places]].sum())
 
 
-def check_name(name: str, folder: Path) -> Finding:
-    """A dot in a name cuts it short where results are filed, and breaks the import of code beside the weights."""
-    return Finding("." not in name, f"name {name}" + (f" (the folder is {folder})" if name != folder.name else ""))
+def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Options) -> str:
+    """The card as Markdown with the hub's metadata; nothing in it is typed by hand but licence and language.
+
+    Args:
+        corpus: its report.
+    """
+    config, result = run.config, run.result
+    extra = config.model_extra or {}
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    splits = [
+        f"- {split}: {part['documents']:,} documents, {part['words']:,} words, {part['bytes']:,} bytes of UTF-8, "
+        f"{part['devanagari']:.1%} Devanagari"
+        for split, part in ((split, corpus[split]) for split in ("train", "validation"))
+    ]
+    figures = {name: value for name, value in result if name in FIGURES}
+    rows = [f"| `{path.name}` | {r.words:,} | {r.update:,} |" for path, r in run.milestones]
+    lines = [
+        "---",
+        *([f"license: {options.license}"] if options.license else []),
+        *([f"language: {options.language}"] if options.language else []),
+        "tags: [babylm]",
+        "---",
+        f"# {name}",
+        "## Data",
+        f"- {_show({k: v for k, v in config.data.items() if k != 'cache_dir'})}",
+        *splits,
+        "## Words seen",
+        f"{result.words:,} white-space words of training text, repetitions counted, in {result.updates:,} updates; "
+        f"track `{config.track.name}`. The tokenizer does not matter to this count. The weights are those of update "
+        f"{result.exported_update:,}, after {result.exported_words:,} words.",
+        "## Recipe",
+        f"{result.parameters:,} parameters; seed {config.seed}.",
+        *(f"- {group}: {_show(extra.get(group))}" for group in PARTS),
+        f"- commit {result.commit}; {versions}; {result.device}",
+        "## Results",
+        *(f"- {name} (validation text): {value:.4f}" for name, value in figures.items()),
+        *(f"- built-in minimal pairs, {name}: {share:.1%}" for name, share in result.pairs.items()),
+        "## Revisions",
+        *(["| revision | words seen | update |", "|---|---|---|", *rows] if rows else ["Only this one."]),
+        "## Use",
+        *(f"- {USES[backend]}" for backend in run.objective.backends),
+        "- The tokenizer puts the end-of-text mark before every text, as in training.",
+        "## Licence",
+        options.license or "NOT STATED",
+    ]
+    text = "\n".join(html.escape(printable(line), quote=False) for line in lines)
+    return text.replace("\n## ", "\n\n## ") + "\n"
 
 
-def check_card(card: str, result: Mapping[str, Any], license: str | None) -> Iterator[Finding]:
-    """Does the card say what it must, and what the run says?"""
-    missing = [title for title in SECTIONS if f"\n## {title}\n" not in card]
-    yield Finding(not missing and f"{result['words']:,}" in card and f"{result['val_loss']:.4f}" in card, "model card")
-    yield Finding(bool(license), f"licence {license or 'is not stated: give license=cc-by-sa-4.0, say'}")
+def _show(node: Any) -> str:
+    if not isinstance(node, dict):
+        return str(node)
+    name = str(node.get("_target_", "")).rpartition(".")[2]
+    return f"{name}({', '.join(f'{k}={_show(v)}' for k, v in node.items() if not str(k).startswith('_'))})"
 
 
-def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
+def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     """Every check, as it is made; writes the model card.
 
     Raises:
@@ -210,28 +318,32 @@ def preflight(run: Saved, name: str, license: str | None) -> Iterator[Finding]:
     """
     from transformers import AutoTokenizer
 
-    license = (license or "").strip() or None
+    device = build.device_of(options)  # type: ignore[arg-type]
+    model, tokenizer, backend = load_model(run.folder, None, device)
     corpus = run.source.load()
-    same = corpus.validation.fingerprint == run.result["hashes"]["validation"]
+    same = corpus.validation.fingerprint == run.result.hashes.get("validation")
     yield Finding(same, "the validation text is the one of the run")
     yield from check_ledger(run, corpus.report["train"]["words"])
-    model, tokenizer, backend = load_model(run.folder)
     validation = tokenize(corpus.validation, tokenizer, cache_dir=run.source.cache_dir)
     objective, backends = run.objective.use_tokenizer(tokenizer), run.objective.backends
-    yield check_revision(run.folder, backend, run.result["val_loss"], validation, objective)
-    for path, record in run.milestones:
-        yield check_revision(path, backend, record["check_loss"], beginning(validation), objective)
+    yield check_revision(run.folder, backend, run.result.val_loss, validation, objective, device)
+    for path, revision in run.milestones:
+        yield check_revision(path, backend, revision.check_loss, beginning(validation), objective, device)
     texts = [" ".join(text.split()[:12]) for text in corpus.validation[:SENTENCES]]
-    as_it_is = AutoTokenizer.from_pretrained(run.folder, local_files_only=True)  # load_model corrects its length
-    yield from check_tokenizer(as_it_is, model, texts[0], backends)
-    cut = (fitting(text, tokenizer, tokenizer.model_max_length - FILLING) for text in texts)
+    saved = AutoTokenizer.from_pretrained(run.folder, local_files_only=True, trust_remote_code=False)
+    yield from check_tokenizer(run.folder, saved, model, texts[0], backends)
+    cut = (shorten(text, tokenizer, tokenizer.model_max_length - FILLING) for text in texts)
     texts = [text for text in cut if text]
     for each in backends:
-        yield check_interface(run.folder, each, texts)
-    yield check_name(name, run.folder)
-    card = model_card(name, license, run.config, run.result, corpus.report, run.milestones, backends)
-    write_text(run.folder / "README.md", card)
-    yield from check_card(card, run.result, license)
+        yield check_interface(run.folder, each, texts, device)
+    # A dot cuts the name short where results are filed, and breaks the import of code beside the weights.
+    yield Finding("." not in name, f"name {name}")
+    write_text(run.folder / "README.md", model_card(name, run, corpus.report, options))
+    yield Finding(
+        bool(options.license), f"licence {options.license or 'is not stated: give license=cc-by-sa-4.0, say'}"
+    )
+    if not options.language:
+        yield Finding(None, "the card states no language: give language=hi, say")
 
 
 def push(run: Saved, repository: str) -> None:
@@ -255,31 +367,35 @@ def push(run: Saved, repository: str) -> None:
         for path, _ in run.milestones:
             hub.create_branch(repository, branch=path.name, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=path, revision=path.name)
-            print(f"pushed {path.name}", flush=True)
+            print(f"pushed {printable(path.name)}", flush=True)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         raise InputError(f"push_to={repository}: {error}") from error
     except OSError as error:
         raise StorageError(f"push_to={repository}: {error}") from error
 
 
+def check_and_push(line: CommandLine) -> None:
+    """Prints the findings, and uploads where that is asked for.
+
+    Raises:
+        InputError: a check failed, or as preflight and push say.
+    """
+    options: Options = line.options
+    if len(line.places) != 1:
+        raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
+    run = open_run(line.places[0], options.cache_dir)
+    default = run.directory.resolve().name.replace(".", "_")
+    name = options.name or (options.push_to or default).rpartition("/")[2]
+    failed = 0
+    for finding in preflight(run, name, options):
+        print(finding, flush=True)
+        failed += finding.ok is False
+    if failed:
+        raise InputError(f"{line.places[0]}: {failed} check{'s' * (failed > 1)} failed")
+    if options.push_to:
+        push(run, options.push_to)
+
+
 def main() -> None:
-    """Prints the findings; exit code 2 if a check failed."""
-    try:
-        where, asked = options(sys.argv[1:], {"license": None, "name": None, "push_to": None})
-        run = open_run(where)
-        default = run.directory.resolve().name.replace(".", "_")
-        name = asked["name"] or (asked["push_to"] or default).rpartition("/")[2]
-        failed = 0
-        for finding in preflight(run, name, asked["license"]):
-            print(finding, flush=True)
-            failed += finding.ok is False
-        if failed:
-            raise InputError(f"{where}: {failed} check{'s' * (failed > 1)} failed")
-        if asked["push_to"]:
-            push(run, asked["push_to"])
-    except RunError as error:
-        fail(error)
-
-
-if __name__ == "__main__":
-    main()
+    """Entry point of `python -m babylm_train.preflight`; exit code 2 if a check failed."""
+    start(check_and_push, __doc__, Options, places="RUN")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
-from babylm_train.babylm.milestones import name_of
-from babylm_train.errors import InputError
+from pydantic import Field, model_validator
+
+from babylm_train.errors import InputError, arguments
 
 
-@dataclass(frozen=True)
+def name_of(mark: int) -> str:
+    """`chck_1M` for a million words; marks that are no whole million give all digits."""
+    return f"chck_{mark // 10**6}M" if mark % 10**6 == 0 else f"chck_{mark}"
+
+
+@arguments()
 class Track:
     """A budget of words, by white space, as the training text has them after cleaning.
 
@@ -20,28 +26,19 @@ class Track:
         milestones: words seen at which the model is exported, ascending.
         outside_words: words of other text that a pretrained tokenizer or a frequency list was made from; they count as
             training text. None: unknown, so with limits such parts are refused.
-
-    Raises:
-        InputError: a limit is not positive, or the milestones do not ascend.
     """
 
     name: str
-    corpus_words: int | None
-    epochs: int | None
-    milestones: list[int]
-    outside_words: int | None
+    corpus_words: Annotated[int, Field(ge=1)] | None
+    epochs: Annotated[int, Field(ge=1)] | None
+    milestones: list[Annotated[int, Field(ge=1)]]
+    outside_words: Annotated[int, Field(ge=0)] | None
 
-    def __post_init__(self) -> None:
-        for key in ("corpus_words", "epochs"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"track.{key} must be at least 1 or null, got {value}")
-        if self.outside_words is not None and self.outside_words < 0:
-            raise InputError(f"track.outside_words must not be negative, got {self.outside_words}")
-        if not all(isinstance(mark, int) and mark > 0 for mark in self.milestones) or self.milestones != sorted(
-            set(self.milestones)
-        ):
+    @model_validator(mode="after")
+    def _check_order(self) -> Track:
+        if self.milestones != sorted(set(self.milestones)):
             raise InputError(f"track.milestones must be ascending numbers of words, got {self.milestones}")
+        return self
 
     def refuse(self, corpus_words: int, seen_words: int, updates: int, outside: Sequence[str]) -> None:
         """Holds a planned run against the track.
@@ -53,20 +50,17 @@ class Track:
         Raises:
             InputError: it breaks the track; with the figures.
         """
-        limited = self.corpus_words is not None or self.epochs is not None
+        limited, extra = self.corpus_words is not None or self.epochs is not None, self.outside_words or 0
         if outside and limited and self.outside_words is None:
             raise InputError(
                 f"track={self.name}: {outside[0]} was made from text outside the corpus: train it on the corpus, "
                 "or give the words of that text as track.outside_words, to be counted"
             )
-        words = corpus_words + (self.outside_words or 0)
-        if self.corpus_words is not None and words > self.corpus_words:
-            parts = (
-                f" ({corpus_words:,} of training text, {self.outside_words:,} outside)" if self.outside_words else ""
-            )
+        if self.corpus_words is not None and corpus_words + extra > self.corpus_words:
+            parts = f" ({corpus_words:,} of training text, {extra:,} outside)" if extra else ""
             raise InputError(
-                f"track={self.name} allows {self.corpus_words:,} words of text, this run has {words:,}{parts}: "
-                f"shorten it, as with data.max_words={max(self.corpus_words - (self.outside_words or 0), 0)}"
+                f"track={self.name} allows {self.corpus_words:,} words of text, this run has {corpus_words + extra:,}"
+                f"{parts}: shorten it, as with data.max_words={max(self.corpus_words - extra, 0)}"
             )
         if self.epochs is not None and seen_words > self.epochs * corpus_words:
             fits = int(updates * self.epochs * corpus_words / seen_words)

@@ -1,12 +1,12 @@
-"""Exact evaluation, always in float32, and its command:
+"""Exact evaluation, always in float32:
 
     python -m babylm_train.evaluate RUN [pairs=FILE] [text=FILE] [revision=chck_1M] [backend=mlm] [out=FILE]
 
-RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see minimal_pairs.py) by summed
+RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see docs/BABYLM.md) by summed
 and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
 `text`: perplexity and bits per byte of text files, by `source` where they name one (`text_field`: of a .jsonl;
 `separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
-a leak: a later token must not change an earlier loss.
+a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
 """
 
 from __future__ import annotations
@@ -14,59 +14,149 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+import pydantic
 import torch
 
+from babylm_train.command import CommandLine, show_table, start
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.errors import InputError, RunError, fail
+from babylm_train.errors import InputError
 from babylm_train.evaluation.loss import evaluate, summarise
+from babylm_train.files import read, write_json
 from babylm_train.model.build import take_square_masks
+from babylm_train.model.export import BOTH_WAYS, REMOTE_CODE
 from babylm_train.state import Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from babylm_train.data.corpus import Split
-    from babylm_train.evaluation.pairs import Accuracy
     from babylm_train.objective import Objective
+    from babylm_train.state import MinimalPair
 
+Backend = Literal["causal", "mlm", "mntp"]
 ROWS = 8  # of a batch of text
 LEAK = 1e-4  # nats: more than rounding
+OWN_CODE = [{"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{name}"} for name in BOTH_WAYS.values()]
 
 
-def load_model(folder: Path, backend: str | None = None) -> tuple[Any, PreTrainedTokenizerFast, str]:
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    pairs: str | None = None
+    text: str | None = None
+    text_field: str = "text"
+    separator: Literal["line", "blank_line"] | None = None
+    revision: str | None = None
+    backend: Backend | None = None
+    closing: bool = True
+    device: str = "auto"
+    out: str | None = None
+
+
+class Described(pydantic.BaseModel):
+    """What has to be in a model's config.json."""
+
+    model_type: str
+    backends: list[Backend] | None = None
+
+
+def check_folder(folder: Path) -> Described:
+    """Is `folder` a whole model that brings no code but ours? Runs and loads nothing.
+
+    Raises:
+        InputError: what is missing, damaged or would run code; names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+    from tokenizers import Tokenizer
+
+    described: Described = read(folder / "config.json", Described)
+    for path in sorted(folder.glob("*.json")):
+        values: Any = read(path, Any)
+        if isinstance(values, dict) and values.get("auto_map", OWN_CODE[0]) not in OWN_CODE:
+            raise InputError(f"{path}: auto_map names code of its own, which is never run")
+    code = folder / REMOTE_CODE.name
+    if code.exists() and code.read_bytes() != REMOTE_CODE.read_bytes():
+        raise InputError(f"{code} is not the file of that name in babylm_train/model: put ours there, or export again")
+    weights = sorted(folder.glob("*.safetensors"))
+    for path in weights:
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+    if not weights:
+        raise InputError(f"{folder} holds no weights in safetensors; no other kind is loaded")
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder / 'tokenizer.json'} is missing: only fast tokenizers are read")
+    try:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
+    return described
+
+
+def load_model(
+    folder: Path, backend: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, PreTrainedTokenizerFast, str]:
     """An exported model in float32, its tokenizer, and the backend that reads it: the one asked for, or its first.
 
     The tokenizer's model_max_length is at most the model's positions.
 
     Raises:
-        InputError: there is no model, its tokenizer is slow or has no end-of-text mark, or it was not trained for the
-            backend.
+        InputError: see check_folder; the weights do not fit the configuration or are not finite; the tokenizer does not
+            fit the model or lacks a mark; the model was not trained for the backend.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no exported model there")
-    backends = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "backends", None) or ["causal"]
+    backends: list[Any] = check_folder(folder).backends or [backend or "causal"]
     if backend is not None and backend not in backends:
         raise InputError(f"backend={backend}: {folder} was trained for {', '.join(backends)}")
     chosen = backend or backends[0]
-    kind = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: the tokenizer is not a fast one")
+    kind: Any = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **safe)
+        model, found = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise InputError(f"{folder} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
+    _check_weights(folder, model, found)
+    _check_tokenizer(folder, model, tokenizer, chosen)
+    return take_square_masks(model.eval().to(device)), tokenizer, chosen
+
+
+def _check_weights(folder: Path, model: Any, found: Mapping[str, Any]) -> None:
+    """Weights that the configuration has no place for, or lacks, would be left out or drawn at random."""
+    body = f"{model.base_model_prefix}."
+    extra = [name for name in found["unexpected_keys"] if name.startswith(body)]
+    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"], *extra])):
+        raise InputError(f"{folder}: weights and config.json do not fit, as in {wrong[0]}")
+    if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:
+        raise InputError(f"{folder}: the weights {bad[0]} are not finite")
+
+
+def _check_tokenizer(folder: Path, model: Any, tokenizer: Any, backend: str) -> None:
+    size, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= size:
+        raise InputError(f"{folder}: the tokenizer has ids up to {largest:,}, the model {size:,} embeddings")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: the tokenizer has no end-of-sequence token, which every text begins with")
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return take_square_masks(model), tokenizer, chosen
+    if backend != "causal" and tokenizer.mask_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no mask token, which backend={backend} hides tokens with")
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    limits = [limit for limit in limits if limit is not None]
+    if not all(isinstance(limit, int) and limit > 1 for limit in limits):
+        raise InputError(f"{folder}: model_max_length or max_position_embeddings is no length: {limits}")
+    tokenizer.model_max_length = min(limits)
 
 
 def model_folder(run: str, revision: str | None = None) -> Path:
@@ -98,13 +188,12 @@ def future_leak(model: torch.nn.Module, vocabulary: int, length: int = 64, seed:
 class Texts(list[str]):
     """Texts as a split of a corpus: with their words and bytes."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        from babylm_train.files import digest
+    fingerprint = ""  # its tokens are not kept
 
+    def __init__(self, texts: Sequence[str]) -> None:
         super().__init__(texts)
         self.words = np.array([len(text.split()) for text in texts], np.int32)
         self.bytes = np.array([len(text.encode()) for text in texts], np.int64)
-        self.fingerprint = digest(list(texts))
 
 
 def evaluate_texts(
@@ -124,13 +213,14 @@ def evaluate_texts(
             result = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
             found[source] = replace(result, unknown=split.unknown)
     nats = sum(result.loss * result.tokens for result in found.values())
-    tokens, words, size = (sum(getattr(r, name) for r in found.values()) for name in ("tokens", "words", "bytes"))
-    whole = summarise(nats, tokens, words, size, backend == "mlm")
-    whole = replace(whole, unknown=sum(result.unknown for result in found.values()))
+    tokens, words, size, unknown = (
+        sum(getattr(result, name) for result in found.values()) for name in ("tokens", "words", "bytes", "unknown")
+    )
+    whole = replace(summarise(nats, tokens, words, size, backend == "mlm"), unknown=unknown)
     return {"all": whole, **(found if len(found) > 1 else {})}
 
 
-def read_texts(pattern: str, text_field: str, separator: str) -> dict[str, list[str]]:
+def read_texts(pattern: str, text_field: str, separator: Literal["line", "blank_line"]) -> dict[str, list[str]]:
     """The documents of files or globs, cleaned as a corpus is, by their source; arguments as TextFiles has them.
 
     Raises:
@@ -140,9 +230,7 @@ def read_texts(pattern: str, text_field: str, separator: str) -> dict[str, list[
     from babylm_train.data.text import find_files, read_files
 
     by_source: dict[str, list[str]] = {}
-    if separator not in ("line", "blank_line"):
-        raise InputError(f"separator must be line or blank_line, got {separator}")
-    for document in read_files(find_files("text", pattern), text_field, cast(Any, separator), key="text_field"):
+    for document in read_files(find_files("text", pattern), text_field, separator, key="text_field"):
         if text := fold(document.text):
             by_source.setdefault(document.source, []).append(text)
     if not by_source:
@@ -150,114 +238,92 @@ def read_texts(pattern: str, text_field: str, separator: str) -> dict[str, list[
     return by_source
 
 
-def separator_of(run: str) -> str:
+def separator_of(run: str) -> Literal["line", "blank_line"]:
     """How the text files of a run were cut into documents; `line` for a model that is no run's, or of other data."""
-    import yaml
-
     path = Path(run) / "config.yaml"
-    data = yaml.safe_load(path.read_text(encoding="utf8"))["data"] if path.is_file() else {}
-    return str(data["separator"]) if data.get("_target_") == "babylm_train.data.text.TextFiles" else "line"
+    data = read(path, dict[str, Any]).get("data") if path.is_file() else None
+    blank = isinstance(data, dict) and data.get("separator") == "blank_line"
+    return "blank_line" if blank else "line"
 
 
-def options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """RUN and `key=value` arguments, over their defaults.
-
-    Raises:
-        InputError: RUN is missing, or a key is unknown.
-    """
-    values, runs = dict(defaults), []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            runs.append(argument)
-        elif key not in values:
-            raise InputError(f"{key}: no such option (there are {', '.join(values)})")
-        else:
-            values[key] = value
-    if len(runs) != 1:
-        raise InputError(f"give one run's directory, got {' '.join(runs) or 'none'}")
-    return runs[0], values
-
-
-def report(run: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_run(run: str, options: Options) -> dict[str, Any]:
     """What the command was asked for, printed as it comes; plain types, for JSON.
 
     Raises:
         InputError: nothing is asked for, no such model or file, or a causal model that sees the future.
     """
-    if asked["pairs"] is None and asked["text"] is None:
+    from babylm_train.build import device_of
+    from babylm_train.evaluation.pairs import read_pairs
+
+    if options.pairs is None and options.text is None:
         raise InputError("nothing to evaluate: give pairs=FILE or text=FILE")
-    folder = model_folder(run, asked["revision"])
-    model, tokenizer, backend = load_model(folder, asked["backend"])
-    if asked["text"] is not None and backend == "mntp":
+    if options.out is not None and (not Path(options.out).parent.is_dir() or Path(options.out).is_dir()):
+        raise InputError(f"out={options.out}: no such folder, or no file's name")
+    device = device_of(cast(Any, options))
+    pairs = None if options.pairs is None else read_pairs(options.pairs)
+    cut_at = options.separator or separator_of(run)
+    texts = None if options.text is None else read_texts(options.text, options.text_field, cut_at)
+    folder = model_folder(run, options.revision)
+    model, tokenizer, backend = load_model(folder, options.backend, device)
+    if texts is not None and backend == "mntp":
         raise InputError("backend=mntp: text= has the backends causal and mlm")
     found: dict[str, Any] = {"model": str(folder), "backend": backend}
     if backend == "causal":
         found["future_leak"] = future_leak(model, len(tokenizer), min(64, tokenizer.model_max_length))
         print(f"future leak: {found['future_leak']:.1e} nats")
-        if found["future_leak"] > LEAK:
+        if not found["future_leak"] <= LEAK:
             raise InputError(f"{folder} sees the future: a later token changes an earlier loss")
-    if asked["pairs"] is not None:
-        found |= _report_pairs(model, tokenizer, backend, asked["pairs"], asked["closing"])
-    if asked["text"] is not None:
-        texts = read_texts(asked["text"], asked["text_field"], asked["separator"] or separator_of(run))
-        results = evaluate_texts(model, tokenizer, texts, backend)
-        found["text"] = {s: {**r.figures(), "tokens": r.tokens, "words": r.words} for s, r in results.items()}
-        print(_text_table(results))
-        for source, share in {s: r.unknown / r.tokens for s, r in results.items() if r.unknown}.items():
-            found["text"][source]["unknown_share"] = share
-            print(f"{source}: {share:.3%} of the tokens are unknown: the figures do not count their text")
+    if pairs is not None:
+        found |= _report_pairs(model, tokenizer, backend, pairs, options.closing)
+    if texts is not None:
+        found["text"] = _report_texts(evaluate_texts(model, tokenizer, texts, backend))
     return found
 
 
-def _report_pairs(model: Any, tokenizer: Any, backend: str, pattern: str, closing: str) -> dict[str, Any]:
-    from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_pairs, texts_cut
+def _report_pairs(
+    model: Any, tokenizer: Any, backend: str, pairs: Sequence[MinimalPair], closing: bool
+) -> dict[str, Any]:
+    from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, texts_cut
 
-    if closing not in ("true", "false"):
-        raise InputError(f"closing must be true or false, got {closing}")
-    pairs, closes = read_pairs(pattern), closing == "true"
-    if cut := texts_cut(tokenizer, pairs, backend, closes):
-        what = (
-            f"{cut:,} of {2 * len(pairs):,} texts are longer than the model's {tokenizer.model_max_length:,} positions"
-        )
-        print(f"warning: {what} and were cut", file=sys.stderr)
-    hits = judge(model, tokenizer, pairs, backend=backend, closing=closes)
-    scores = {name: intervals(values, by_phenomenon(pairs)) for name, values in hits.items()}
-    print(_pairs_table(scores))
-    figures = {name: {p: asdict(one) for p, one in by.items()} for name, by in scores.items()}
+    if cut := texts_cut(tokenizer, pairs, backend, closing):
+        most = f"longer than the model's {tokenizer.model_max_length:,} positions and were cut"
+        print(f"warning: {cut:,} of {2 * len(pairs):,} texts are {most}", file=sys.stderr)
+    hits, groups = judge(model, tokenizer, pairs, backend=backend, closing=closing), by_phenomenon(pairs)
+    scores = {variant: intervals(values, groups) for variant, values in hits.items()}
+    shown = {name: {variant: str(by[name]) for variant, by in scores.items()} for name in groups}
+    print(show_table([{"pairs": name, "n": f"{len(groups[name]):,}", **row} for name, row in shown.items()]))
+    figures = {variant: {name: asdict(one) for name, one in by.items()} for variant, by in scores.items()}
     return {"pairs": figures, "texts_cut": cut}
 
 
-def _pairs_table(scores: Mapping[str, Mapping[str, Accuracy]]) -> str:
-    lines = [f"{'pairs':<24}{'n':>8}" + "".join(f"{name:>26}" for name in scores)]
-    for phenomenon, first in scores["summed"].items():
-        cells = (by[phenomenon] for by in scores.values())
-        texts = (f"{100 * c.accuracy:.1f} % [{100 * c.low:.1f}, {100 * c.high:.1f}]" for c in cells)
-        lines.append(f"{phenomenon[:23]:<24}{first.n:>8,}" + "".join(f"{text:>26}" for text in texts))
-    return "\n".join(lines)
+def _report_texts(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    rows, found = [], {}
+    for source, result in results.items():
+        figures = result.figures()
+        found[source] = {**figures, "tokens": result.tokens, "words": result.words}
+        row = {"text": source, "words": f"{result.words:,}", "tokens": f"{result.tokens:,}"}
+        row |= {name.replace("_", " "): f"{v:,.4f}" for name, v in figures.items() if name != "loss"}
+        if result.unknown:
+            found[source]["unknown_share"] = result.unknown / result.tokens
+            row["unknown, not counted"] = f"{result.unknown / result.tokens:.3%}"
+        rows.append(row)
+    print(show_table(rows))
+    return found
 
 
-def _text_table(results: Mapping[str, Evaluation]) -> str:
-    pseudo = "pseudo-" * results["all"].pseudo
-    lines = [f"{'text':<24}{'words':>12}{'tokens':>12}{pseudo + 'perplexity':>20}{pseudo + 'bits a byte':>20}"]
-    for source, r in results.items():
-        lines.append(f"{source[:23]:<24}{r.words:>12,}{r.tokens:>12,}{r.perplexity:>20,.2f}{r.bits_per_byte:>20.4f}")
-    return "\n".join(lines)
+def evaluate_command(line: CommandLine) -> None:
+    """What the words of a command line ask for.
+
+    Raises:
+        InputError: not one RUN, or as evaluate_run says.
+    """
+    if len(line.places) != 1:
+        raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
+    found = evaluate_run(line.places[0], line.options)
+    if line.options.out is not None:
+        write_json(Path(line.options.out), found)
 
 
 def main() -> None:
     """Entry point of `python -m babylm_train.evaluate`."""
-    from babylm_train.files import write_json
-
-    keys = {"revision": None, "pairs": None, "text": None, "text_field": "text", "separator": None, "backend": None}
-    try:
-        run, asked = options(sys.argv[1:], {**keys, "closing": "true", "out": None})
-        found = report(run, asked)
-        if asked["out"] is not None:
-            write_json(Path(asked["out"]), found)
-    except RunError as error:
-        fail(error)
-
-
-if __name__ == "__main__":
-    main()
+    start(evaluate_command, __doc__, Options, places="RUN")

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from babylm_train.data.packing import EvaluationRows
 from babylm_train.state import Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from babylm_train.data.packing import EvaluationRows
     from babylm_train.objective import Objective
 
 PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def use_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, `model` is in eval mode, its products are exact float32 and nothing is differentiated."""
+    was_training, rounding = model.training, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        torch.set_float32_matmul_precision(rounding)
+
+
 def evaluate(
     model: torch.nn.Module, objective: Objective, rows: EvaluationRows, batch_rows: int, forward: Any = None
 ) -> Evaluation:
     """Loss of `model` over every target of `rows` once, weighted by target.
 
     Args:
-        model: evaluated in float32 and eval mode; its mode is restored.
         batch_rows: rows at a time; changes speed and memory, not the result. forward: how the model is called.
     """
     device = next(model.parameters()).device
-    was_training, rounding = model.training, torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    model.eval()
     nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     total = -(-len(rows) // batch_rows)
-    for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
-        for part in objective.evaluation(batch):
-            nats += objective(forward or model, part.to(device)).double()
-            tokens += part.tokens
-    model.train(was_training)
-    torch.set_float32_matmul_precision(rounding)
+    with use_float32(model):
+        for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
+            for part in objective.evaluation(batch):
+                nats += objective(forward or model, part.to(device)).double()
+                tokens += part.tokens
     return summarise(nats.item(), tokens, rows.words, rows.bytes, objective.likelihood == "pseudo")
 
 
@@ -72,10 +81,8 @@ def sample(
     tokens: int = 40,
 ) -> list[str]:
     """One continuation a prompt, top-p 0.9, seeded; torch's generators are left as they were."""
-    was_training = model.training
+    was_training, device, texts = model.training, model.device, []
     model.eval()
-    texts = []
-    device = model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for prompt in prompts:
@@ -83,14 +90,9 @@ def sample(
             ids = ids[: tokenizer.model_max_length - 1]
             rows = torch.tensor([ids], device=device)
             options: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "top_k": 0}
-            room = min(tokens, tokenizer.model_max_length - len(ids))
-            out = model.generate(  # type: ignore[operator]
-                rows,
-                attention_mask=torch.ones_like(rows),
-                max_new_tokens=room,
-                pad_token_id=tokenizer.pad_token_id,
-                **options,
-            )
+            options["max_new_tokens"] = min(tokens, tokenizer.model_max_length - len(ids))
+            options |= {"pad_token_id": tokenizer.pad_token_id, "attention_mask": torch.ones_like(rows)}
+            out = model.generate(rows, **options)  # type: ignore[operator]
             texts.append(str(tokenizer.decode(out[0, 1:], skip_special_tokens=True)))
     model.train(was_training)
     return texts

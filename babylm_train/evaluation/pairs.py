@@ -15,7 +15,8 @@ import numpy as np
 
 from babylm_train.data.text import read_lines
 from babylm_train.errors import InputError
-from babylm_train.evaluation.likelihood import token_log_probabilities, too_long
+from babylm_train.evaluation.likelihood import encode, token_log_probabilities
+from babylm_train.files import check_record
 from babylm_train.state import MinimalPair
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Accuracy:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
 
 def read_pairs(pattern: str) -> list[MinimalPair]:
     """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header; either may end in .gz.
@@ -49,10 +53,12 @@ def read_pairs(pattern: str) -> list[MinimalPair]:
     Raises:
         InputError: naming the file and the line.
     """
-    paths = [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern))]
+    paths = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern))]
     if not paths:
         raise InputError(f"pairs: no such file: {pattern}")
-    found = [_pair(fields, path, number) for path in paths for number, fields in _records(path)]
+    if others := [path for path in paths if not path.is_file()]:  # reading a pipe or a device need not end
+        raise InputError(f"pairs: {others[0]} is no regular file")
+    found = [_pair(fields, f"{path}, line {n}", path.name) for path in paths for n, fields in _records(path)]
     if not found:
         raise InputError(f"{pattern} holds no pair")
     return found
@@ -61,63 +67,53 @@ def read_pairs(pattern: str) -> list[MinimalPair]:
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """What each line holds, with its number."""
     lines = read_lines(path)
-    if not path.name.endswith((".tsv", ".tsv.gz")):
-        yield from ((number, _object(line, path, number)) for number, line in lines if line.strip())
-        return
-    rows = [line.rstrip("\r\n") for _, line in lines]
-    opened = [field for row in rows for field in row.split("\t") if field.startswith('"')]
-    quoted = all(map(QUOTED.fullmatch, opened))
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
+        if not path.name.endswith((".tsv", ".tsv.gz")):
+            for number, line in lines:
+                if line.strip():
+                    yield number, json.loads(line)
+            return
+        rows = [line.rstrip("\r\n") for _, line in lines]
+        opened = [field for row in rows for field in row.split("\t") if field.startswith('"')]
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if all(map(QUOTED.fullmatch, opened)) else csv.QUOTE_NONE
         yield from enumerate(csv.DictReader(rows, delimiter="\t", quoting=quoting), 2)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line {number}: no JSON: {error}") from error
     except csv.Error as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _object(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: no JSON: {error.msg}") from error
-
-
-def _pair(fields: Any, path: Path, number: int) -> MinimalPair:
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}, line {number}: not an object")
+def _pair(fields: Any, where: str, name: str) -> MinimalPair:
+    fields = check_record(fields, dict[Any, Any], where)
     chosen = []
     for names in (GOOD, BAD):
         text = next((fields[name] for name in names if isinstance(fields.get(name), str)), "")
         if not text.strip():
-            there = ", ".join(str(name) for name in fields if name)
-            raise InputError(f"{path}, line {number}: no text under {' or '.join(names)}; there are: {there}")
+            there = ", ".join(str(name) for name in fields if name)[:200]
+            raise InputError(f"{where}: no text under {' or '.join(names)}; there are: {there}")
         chosen.append(text)
-    name = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-    phenomenon = str(next((fields[name] for name in PHENOMENON if fields.get(name)), name))
+    of_file = name.removesuffix(".gz").rpartition(".")[0] or name
+    phenomenon = str(next((fields[key] for key in PHENOMENON if fields.get(key)), of_file))
     if phenomenon == ALL:
-        raise InputError(f"{path}, line {number}: a phenomenon named {ALL}: so the accuracy over all pairs is called")
+        raise InputError(f"{where}: a phenomenon named {ALL}: so the accuracy over all pairs is called")
     return MinimalPair(chosen[0], chosen[1], phenomenon)
-
-
-def prefer_good(good: float, bad: float) -> float:
-    """1 where the good sentence is the more probable one, 0 where the bad one is, a half for a tie."""
-    return 0.5 if good == bad else float(good > bad)
 
 
 def judge(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[MinimalPair], **options: Any
 ) -> dict[str, np.ndarray]:
-    """1, 0 or a half a pair, shape (pairs,), by the `summed` log-probability and by its mean `per_token`.
+    """1, 0 or, for a tie, a half a pair, shape (pairs,): by the `summed` log-probability and by its mean `per_token`.
 
     Args:
         options: of token_log_probabilities.
     """
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     tokens = token_log_probabilities(model, tokenizer, texts, **options)
-    variants = {"summed": [float(t.sum()) for t in tokens], "per_token": [float(t.mean()) for t in tokens]}
-    return {
-        name: np.array([prefer_good(good, bad) for good, bad in zip(scores[::2], scores[1::2], strict=True)])
-        for name, scores in variants.items()
-    }
+    found = {}
+    for variant, scores in {"summed": [t.sum() for t in tokens], "per_token": [t.mean() for t in tokens]}.items():
+        good, bad = np.array(scores).reshape(-1, 2).T
+        found[variant] = (good > bad) + 0.5 * (good == bad)
+    return found
 
 
 def score_pairs(
@@ -132,7 +128,9 @@ def texts_cut(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[MinimalPair], backend: str = "causal", closing: bool = True
 ) -> int:
     """How many sentences of `pairs` are longer than the model's positions and are cut before they are scored."""
-    return too_long(tokenizer, [text for pair in pairs for text in (pair.good, pair.bad)], backend, closing)
+    causal, texts = backend == "causal", [text for pair in pairs for text in (pair.good, pair.bad)]
+    limit = tokenizer.model_max_length + causal
+    return sum(len(row) > limit for row in encode(tokenizer, texts, causal and closing))
 
 
 def by_phenomenon(pairs: Sequence[MinimalPair]) -> dict[str, np.ndarray]:

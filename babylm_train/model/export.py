@@ -6,11 +6,8 @@ sequence too: an evaluation that begins a text with another token, or with none,
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import errno
 import filecmp
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from babylm_train.errors import StorageError
+from babylm_train.files import link, read, replaced, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BOTH_WAYS = {"GPT2LMHeadModel": "GPT2ForMaskedLM", "Qwen3ForCausalLM": "Qwen3ForMaskedLM"}
 REMOTE_CODE = Path(__file__).with_name("modeling_mntp.py")
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # what transformers 4 calls it, and 5 still reads
 
 
 def write_model(
@@ -35,37 +33,34 @@ def write_model(
     backends: Sequence[str],
     *,
     like: Iterable[Path] = (),
-    texts: Mapping[str, str] | None = None,
+    records: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `folder`, aside and renamed; what stood there is replaced.
 
     Args:
         backends: of the objective; with `mntp` the code that reads a decoder both ways is put beside the weights.
         like: folders with files that may be the same; those are hard-linked, not written twice.
-        texts: further files, by name.
+        records: further JSON files, by name.
 
     Raises:
         StorageError: it cannot be written.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    _describe(model, tokenizer, backends)
     try:
-        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        _describe(model, tokenizer, backends)
-        model.save_pretrained(aside)
-        submitted(tokenizer).save_pretrained(aside)
-        if "mntp" in backends:
-            shutil.copyfile(REMOTE_CODE, aside / REMOTE_CODE.name)
-        for name, text in (texts or {}).items():
-            (aside / name).write_text(text, encoding="utf8")
-        for other in like:
-            link_equal(aside, other)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with replaced(folder) as aside:
+            model.save_pretrained(aside)
+            submitted(tokenizer).save_pretrained(aside)
+            named, side = aside / "tokenizer_config.json", padding_side(backends)
+            known = {"tokenizer_class": TOKENIZER_CLASS, "padding_side": side}
+            write_json(named, read(named, dict[str, Any]) | known)
+            if "mntp" in backends:
+                shutil.copyfile(REMOTE_CODE, aside / REMOTE_CODE.name)
+            for name, record in (records or {}).items():
+                write_json(aside / name, record)
+            for other in like:
+                _link_equal(aside, other)
+    except SafetensorError as error:  # its words for a full disk
+        raise StorageError(f"cannot write {folder}: {error}") from error
 
 
 def _describe(model: PreTrainedModel, tokenizer: Any, backends: Sequence[str]) -> None:
@@ -78,41 +73,28 @@ def _describe(model: PreTrainedModel, tokenizer: Any, backends: Sequence[str]) -
         model.config.auto_map = {"AutoModelForMaskedLM": masked}
 
 
+def padding_side(backends: Sequence[str]) -> str:
+    """`left` for a decoder, as `generate` needs it of a batch; the BabyLM pipeline asks for `right` by itself."""
+    return "left" if "causal" in backends else "right"
+
+
 def submitted(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """A copy that puts the end-of-text mark, also named the beginning of a sequence, before every text."""
     from tokenizers.processors import TemplateProcessing
 
     copied = copy.deepcopy(tokenizer)
     mark = copied.eos_token
-    copied.bos_token, copied.padding_side = mark, "right"
+    copied.bos_token = mark
     copied.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{mark} $A", pair=f"{mark} $A {mark} $B", special_tokens=[(mark, copied.eos_token_id)]
     )
     return copied
 
 
-def link_equal(folder: Path, other: Path) -> None:
+def _link_equal(folder: Path, other: Path) -> None:
     """Makes files of `folder` that `other` holds with the same content hard links to them, where the disk can."""
     for path in folder.iterdir():
         twin = other / path.name
-        if twin.is_file() and not path.samefile(twin) and filecmp.cmp(path, twin, shallow=False):
-            aside = path.with_name(f".{path.name}.link")
-            with contextlib.suppress(FileNotFoundError):
-                aside.unlink()
-            try:
-                os.link(twin, aside)
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-            else:
-                aside.replace(path)
-
-
-def copy_or_link(source: str, target: str) -> None:
-    """A hard link, or a copy where the disk has none."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        shutil.copyfile(source, target)
+        if twin.is_file() and filecmp.cmp(path, twin, shallow=False):
+            path.unlink()
+            link(twin, path)

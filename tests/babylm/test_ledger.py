@@ -4,7 +4,6 @@ from bisect import bisect_right
 
 import numpy as np
 import pytest
-import torch
 
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import LinearSchedule
@@ -13,7 +12,6 @@ from babylm_train.data.packing import PackedRows
 from babylm_train.data.stories import Stories
 from babylm_train.data.tokenizer import BPE, Byte, Character, Unigram, WordPiece
 from babylm_train.data.tokens import tokenize
-from babylm_train.errors import PreemptedError
 
 LENGTH, EPOCHS = 32, 3
 TOKENIZERS = {
@@ -73,34 +71,3 @@ def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(corpus
                 seen += sum(stream[first:last])
                 first = last
         assert not whole or seen == EPOCHS * total
-
-
-def test_the_ledger_goes_on_where_it_was_saved(make_trainer):
-    """Stopped after every second update: the count at each is that of the rows so far, three epochs give 3 W."""
-    whole = make_trainer("whole")
-    rows = [PackedRows(whole.train_split, whole.curriculum.prepare_epoch(epoch), 8) for epoch in range(3)]
-    expected = np.cumsum(
-        [sum(b.words for b in part.micro_batches(i, 3, 2)) for part in rows for i in range(-(-len(part) // 6))]
-    )
-    counted = {}
-    while True:
-        trainer = make_trainer("part")
-        found = trainer.checkpoints.newest()
-        if found:
-            trainer.load_checkpoint(found[1])
-        start = trainer.state.updates
-
-        def stop(trainer=trainer, start=start):
-            counted[trainer.state.updates] = trainer.state.words
-            return trainer.state.updates == start + 2
-
-        trainer.should_stop = stop
-        try:
-            state = trainer.train()
-            break
-        except PreemptedError:
-            torch.manual_seed(len(counted))
-    counted[state.updates] = state.words
-    assert counted == {i + 1: int(n) for i, n in enumerate(expected)}
-    assert state.words == 3 * int(trainer.train_split.words.sum())
-    assert [line["words"] for line in trainer.record.lines()][-1] == state.words

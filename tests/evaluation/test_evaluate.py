@@ -1,0 +1,174 @@
+"""Evaluation against plain loops, and what must not change it."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from exported import LENGTH as POSITIONS
+from exported import export, nano
+from tiny import LENGTH, random_split, tiny_model
+
+from babylm_train.command import read_command_line
+from babylm_train.data.packing import EvaluationRows
+from babylm_train.data.tokenizer import Byte
+from babylm_train.errors import InputError
+from babylm_train.evaluation.command import (
+    Options,
+    evaluate_command,
+    evaluate_run,
+    evaluate_texts,
+    future_leak,
+    load_model,
+    main,
+)
+from babylm_train.evaluation.loss import evaluate, sample, summarise
+from babylm_train.objective import CausalObjective
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return tiny_model()
+
+
+def nats_of(model, ids: list[int]) -> float:
+    """-log p of ids[1:], each given what comes before it, by softmax in float64."""
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([ids[:-1]])).logits[0].double()
+    return -sum(logits[i].log_softmax(-1)[t].item() for i, t in enumerate(ids[1:]))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_every_target_once_each_document_from_its_own_beginning(model, rows):
+    """A loop over documents and windows, one at a time and unpadded, gives the same whatever the batch size."""
+    split = random_split(12, 5)
+    expected = 0.0
+    for d in range(12):
+        ids = [*split.ids[split.offsets[d] : split.offsets[d + 1]].tolist(), 0]
+        expected += sum(nats_of(model, ids[i : i + LENGTH + 1]) for i in range(0, len(ids) - 1, LENGTH))
+    result = evaluate(model.train(), CausalObjective(), EvaluationRows(split, LENGTH), rows)
+    assert model.training  # as it was
+    assert result.tokens == len(split.ids)
+    assert result.loss == pytest.approx(expected / len(split.ids), rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / split.bytes.sum(), rel=1e-6)
+
+
+def test_the_derived_figures():
+    result = summarise(nats=200 * math.log(2), tokens=100, words=50, size=400)
+    assert result.loss == pytest.approx(2 * math.log(2))
+    assert (result.perplexity, result.bits_per_byte, result.word_perplexity) == pytest.approx((4.0, 0.5, 16.0))
+    assert summarise(1e6, 1, 1, 1).perplexity == math.inf
+
+
+def test_samples_are_seeded_and_leave_the_generators_alone():
+    tokenizer = Byte().build([])
+    tokenizer.model_max_length = POSITIONS
+    model = nano("gpt2", len(tokenizer))
+    before = torch.get_rng_state()
+    one, two = (sample(model, tokenizer, ["ab", "abcdefghijklmnopqrst"], seed=3) for _ in range(2))
+    assert one == two
+    assert one[0].startswith("ab")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_texts_by_source_add_up_to_the_whole():
+    tokenizer = Byte().build([])
+    tokenizer.model_max_length = POSITIONS
+    model = nano("gpt2", len(tokenizer)).eval()
+    found = evaluate_texts(model, tokenizer, {"a": ["एक दो", "तीन"], "b": ["चार"]}, "causal")
+    assert [found[s].words for s in ("all", "a", "b")] == [4, 3, 1]
+    nats = {s: r.loss * r.tokens for s, r in found.items()}
+    assert nats["all"] == pytest.approx(nats["a"] + nats["b"], rel=1e-12)
+    assert found["b"].bits_per_byte == pytest.approx(nats["b"] / math.log(2) / len("चार".encode()), rel=1e-12)
+    (only,) = evaluate_texts(model, tokenizer, {"b": ["चार"]}, "causal").values()
+    assert only.loss == pytest.approx(found["b"].loss, rel=1e-12)
+
+
+def test_a_model_that_sees_the_future_is_found():
+    assert future_leak(nano("gpt2", 40).eval(), 40, 12) < 1e-5
+    assert future_leak(nano("modernbert", 40).eval(), 40, 12) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run of data=text whose model is an untrained hybrid of 16 positions."""
+    folder = tmp_path_factory.mktemp("run")
+    export(folder / "model")
+    (folder / "config.yaml").write_text("data: {separator: blank_line}", encoding="utf8")
+    return folder
+
+
+def test_what_is_cut_is_said(run, tmp_path, capsys):
+    pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
+    assert evaluate_run(str(run), Options(pairs=str(tmp_path / "p.jsonl")))["texts_cut"] == 2
+    assert "2 of 6 texts" in capsys.readouterr().err
+    assert load_model(run / "model")[1].model_max_length == POSITIONS
+
+
+def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("अ आ\nइ ई\n\nउ 漢\n", encoding="utf8")
+    found = evaluate_run(str(run), Options(text=str(tmp_path / "t.txt")))["text"]["all"]
+    assert (found["tokens"], found["unknown_share"]) == (6 + 2, 1 / 8)  # a mark a document
+    assert "12.500%" in capsys.readouterr().out
+    (tmp_path / "u.txt").write_text("अ आ\nइ ई\n\nउ ऊ\n", encoding="utf8")
+    for where, separator in ((run, "line"), (run / "model", None)):
+        found = evaluate_run(str(where), Options(text=str(tmp_path / "u.txt"), separator=separator))["text"]["all"]
+        assert found["tokens"] == 6 + 3
+        assert "unknown_share" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "pairs=FILE or text=FILE"),
+        ({"text": "t.jsonl", "backend": "mntp"}, "backend=mntp"),
+        ({"text": "t.jsonl", "backend": "mlm"}, "backend=mlm"),
+        ({"text": "t.jsonl", "text_field": "body"}, r"body \(text_field\)"),
+        ({"text": "t.jsonl", "out": "no/folder/out.json"}, "out=no/folder/out.json"),
+        ({"text": "t.jsonl", "out": "."}, r"out=\."),
+        ({"text": "t.jsonl", "device": "tpu"}, "device=tpu"),
+        ({"pairs": "/dev/null"}, "/dev/null"),
+        ({"pairs": "p*.tsv"}, r"p\*\.tsv"),
+        ({"text": "t.jsonl", "revision": "chck_1M"}, "chck_1M"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch, options, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"text": "अ"}\n', encoding="utf8")
+    with pytest.raises(InputError, match=named):
+        evaluate_run(str(run), Options(**options))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["a", "b"], "one run"),
+        (["run", "paris=x"], "pairs"),
+        (["run", "separator=comma"], "separator"),
+        (["run", "closing=perhaps"], "closing"),
+    ],
+)
+def test_the_command_line(words, named):
+    with pytest.raises(InputError, match=named):
+        evaluate_command(read_command_line(words, Options, places="RUN"))
+
+
+def test_names_of_a_stranger_move_no_cursor(run, tmp_path, monkeypatch, capsys):
+    """Phenomenon and source with escape sequences: shown as escapes, kept as they are in the JSON."""
+    monkeypatch.chdir(tmp_path)
+    evil = "\x1b]0;x\x07\x1b[2J"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"good": "अ आ", "bad": "आ अ", "phenomenon": evil}))
+    lines = [json.dumps({"text": "अ आ", "source": name}) for name in (evil, "b")]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run), "pairs=p.jsonl", "text=t.jsonl", "out=out.json"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    said = capsys.readouterr()
+    assert all(line.isprintable() for line in (said.out + said.err).splitlines())
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert evil in found["pairs"]["summed"]
+    assert evil in found["text"]

@@ -1,0 +1,188 @@
+"""Minimal pairs of any file, and log-probabilities in three backends, against plain loops."""
+
+import csv
+import gzip
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from exported import KINDS, nano
+
+from babylm_train.data.tokenizer import Byte
+from babylm_train.errors import InputError
+from babylm_train.evaluation.likelihood import token_log_probabilities
+from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_pairs, score_pairs, texts_cut
+from babylm_train.state import MinimalPair
+
+MASK, SIZE, LENGTH = 2, 40, 12
+
+
+class Letters(SimpleNamespace):
+    """a = 3 and so on."""
+
+    eos_token_id, mask_token_id, model_max_length, all_special_ids = 0, MASK, LENGTH, [0, 1, 2]
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [[ord(c) - ord("a") + 3 for c in text] for text in texts]}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: nano(name, SIZE, LENGTH).eval() for name in KINDS}
+
+
+TEXTS = ["abc", "z", "abcdefg", "ab", "zzzz", "abc", "q"]
+
+
+def ids_of(text):
+    return [0, *Letters()([text])["input_ids"][0]]
+
+
+def logits(model, ids, both_ways=False):
+    mask = {"attention_mask": torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool)} if both_ways else {}
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False, **mask).logits[0].double().log_softmax(-1)
+
+
+def nats(model, text):
+    """-log p of the text and its closing mark, one token at a time."""
+    ids = [*ids_of(text), 0]
+    return -sum(logits(model, ids)[i - 1, ids[i]].item() for i in range(1, len(ids)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+@pytest.mark.parametrize("closing", [True, False])
+def test_causal(models, name, closing):
+    found = token_log_probabilities(models[name].train(), Letters(), TEXTS, batch_tokens=8, closing=closing)
+    assert models[name].training
+    models[name].eval()
+    for text, scores in zip(TEXTS, found, strict=True):
+        ids = [*ids_of(text), *([0] * closing)]
+        expected = [logits(models[name], ids)[i - 1, ids[i]].item() for i in range(1, len(ids))]
+        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "backend"), [(name, b) for name, own in KINDS.items() for b in own if b != "causal"])
+def test_pseudo_log_likelihood(models, name, backend):
+    """One token hidden at a time, one sentence at a time: read at its place, or at the one before it."""
+    found = token_log_probabilities(models[name], Letters(), TEXTS, batch_tokens=9, backend=backend)
+    shift = backend == "mntp"
+    for text, scores in zip(TEXTS, found, strict=True):
+        ids, expected = ids_of(text), []
+        for i in range(1, len(ids)):
+            hidden = [*ids[:i], MASK, *ids[i + 1 :]]
+            expected.append(logits(models[name], hidden, both_ways=shift)[i - shift, ids[i]].item())
+        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tie_counts_half(models):
+    low, high = sorted(["abc", "xyz"], key=lambda text: nats(models["gpt2"], text), reverse=True)
+    pairs = [MinimalPair(high, low, "right"), MinimalPair(low, high, "wrong"), MinimalPair("ab", "ab", "tie")]
+    assert score_pairs(models["gpt2"], Letters(), pairs) == {"all": 0.5, "right": 1.0, "tie": 0.5, "wrong": 0.0}
+
+
+def test_per_token_divides_by_the_tokens_and_the_mark(models):
+    """It can prefer the longer sentence where `summed` prefers the shorter."""
+    hits = judge(models["gpt2"], Letters(), [MinimalPair("abcdefg", "z", "length")])
+    long, short = (nats(models["gpt2"], text) for text in ("abcdefg", "z"))
+    assert hits["summed"].tolist() == [float(long < short)]
+    assert hits["per_token"].tolist() == [float(long / 8 < short / 2)]
+
+
+def test_the_interval_is_that_of_drawing_pairs_again():
+    hits = np.array([1, 1, 1, 0.5, 0, 1, 0, 1, 1, 1], float)
+    groups = by_phenomenon([MinimalPair("a", "b", name) for name in "xxxxxyyyyy"])
+    assert list(groups) == ["all", "x", "y"]
+    found = intervals(hits, groups)
+    rng = np.random.default_rng(9)
+    for name, index in groups.items():
+        means = hits[index][rng.integers(0, len(index), (20_000, len(index)))].mean(1)
+        assert found[name].accuracy == hits[index].mean()
+        assert (found[name].low, found[name].high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.051)
+    assert intervals(hits, groups) == found
+    sure = intervals(np.ones(4), {"all": np.arange(4)})["all"]
+    assert (sure.low, sure.accuracy, sure.high) == (1.0, 1.0, 1.0)
+
+
+def test_files_of_pairs(tmp_path):
+    lines = [
+        {"good": "क", "bad": "ख", "phenomenon": "p"},
+        {"sentence_good": "g", "sentence_bad": "b", "UID": "u", "field": "f"},
+        {"good": "x", "bad": "y"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf8")
+    expected = [MinimalPair("क", "ख", "p"), MinimalPair("g", "b", "u"), MinimalPair("x", "y", "mine")]
+    assert read_pairs(str(tmp_path / "mine.jsonl")) == expected
+    (tmp_path / "z.tsv").write_text('phenomenon\tgood\tbad\nq\tsay "a\tb\n', encoding="utf8")
+    assert read_pairs(str(tmp_path / "z.tsv")) == [MinimalPair('say "a', "b", "q")]
+    assert len(read_pairs(str(tmp_path / "*"))) == 4
+
+
+def test_files_as_others_write_them(tmp_path):
+    """MultiBLiMP's columns, byte order marks, gzip, and the quotes of pandas and of a file that has none of its own."""
+    rows = [{"sen": 'उसने कहा "हाँ"।', "wrong_sen": "उसने कही हाँ।"}, {"sen": '"हाँ"', "wrong_sen": "ना"}]
+    expected = [MinimalPair(row["sen"], row["wrong_sen"], "m") for row in rows]
+    lines = "\ufeff" + "\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "m.jsonl").write_text(lines, encoding="utf8")
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    frame = pandas.DataFrame(rows)
+    frame.to_csv(tmp_path / "m.tsv", sep="\t", encoding="utf-8-sig")
+    frame.to_csv(tmp_path / "m.tsv.gz", sep="\t", quoting=csv.QUOTE_ALL)
+    for path in sorted(tmp_path.iterdir()):
+        assert read_pairs(str(path)) == expected, path
+    (tmp_path / "raw.tsv").write_text('sen\twrong_sen\n"हाँ" कहा\t"हाँ\n', encoding="utf8")
+    assert read_pairs(str(tmp_path / "raw.tsv")) == [MinimalPair('"हाँ" कहा', '"हाँ', "raw")]
+
+
+def test_what_is_cut_is_counted_and_marks_in_a_text_are_text():
+    pairs = [MinimalPair("a" * 11, "a" * 12, "p"), MinimalPair("a" * 13, "a", "p")]
+    assert [texts_cut(Letters(), pairs, *how) for how in ((), ("causal", False), ("mlm",))] == [2, 1, 2]
+    tokenizer = Byte().build([])
+    tokenizer.model_max_length = 12
+    (scores,) = token_log_probabilities(nano("gpt2", len(tokenizer), 12), tokenizer, ["<eos>"])
+    assert len(scores) == 6
+
+
+def test_no_score_where_there_is_none():
+    """Weights that are no numbers, and a text without a token, are errors, never an accuracy."""
+    model = nano("gpt2", SIZE, LENGTH)
+    with pytest.raises(InputError, match="no token"):
+        token_log_probabilities(model, Letters(), [""], closing=False)
+    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        score_pairs(model, Letters(), [MinimalPair("a", "b", "p")])
+
+
+ONE = b'{"good": "a", "bad": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("p.jsonl", ONE + b'{"good": ""}', r"line 2: .*good or sentence_good or sen; there are: good"),
+        ("p.jsonl", ONE + b"{", "line 2"),
+        ("p.jsonl", b"[1]", "line 1"),
+        ("p.jsonl", b"1" * 5000, "line 1"),
+        ("p.jsonl", ONE + b"[" * 100_000, "line 2"),
+        ("p.jsonl", b'{"good": "\\ud800", "bad": "b"}', "line 1"),
+        ("p.jsonl", b'{"good": ["a"], "bad": "b"}', "line 1"),
+        ("p.jsonl", b'{"good": "a", "bad": "b", "UID": "all"}', "phenomenon named all"),
+        ("p.jsonl", b"\xff", "line 1, byte 1"),
+        ("p.jsonl", ONE + b"\0", "line 2"),
+        ("p.jsonl", b"\n", "no pair"),
+        ("p.jsonl.gz", gzip.compress(ONE * 99)[:40], "p.jsonl.gz"),
+        ("p.jsonl.gz", ONE, "p.jsonl.gz"),
+        ("p.tsv", b"good\n", "no pair"),
+        ("p.tsv", b"good\tbad\na\n", "line 2"),
+        ("p.tsv", b"good\tbad\n" + b"a" * 200_000 + b"\tb\n", "p.tsv"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, content, named):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}.*{named}" if named != name else name):
+        read_pairs(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        read_pairs(str(tmp_path / "none.jsonl"))
