@@ -142,7 +142,13 @@ class MaskedObjective(Objective):
         document = (batch.position_ids == 0).cumsum(1)
         seen = document[:, None, :, None] == document[:, None, None, :]  # (rows, 1, length, length)
         options = {"position_ids": batch.position_ids, "attention_mask": seen, "use_cache": False}
-        return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
+        from babylm_train.model.forward import compute_head_at
+
+        if batch.places is None or getattr(model, "compile", False) is True:
+            return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
+        with compute_head_at(model.get_output_embeddings(), batch.places):
+            logits = model(input_ids=batch.inputs, **options).logits
+        return _sum_cross_entropy(logits, batch.targets.flatten()[batch.places])
 
 
 @arguments(frozen=False)
@@ -247,11 +253,13 @@ def _predict(batch: Batch, inputs: np.ndarray, targets: np.ndarray) -> Batch:
     """`batch` read both ways, with these inputs and targets."""
     import torch
 
-    values = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-    return replace(batch, **values, tokens=int((targets != IGNORE).sum()), both_ways=True)  # type: ignore[arg-type]
+    places = np.flatnonzero(targets != IGNORE)
+    values = {"inputs": inputs, "targets": targets, "places": places}
+    tensors: Any = {name: torch.from_numpy(array) for name, array in values.items()}
+    return replace(batch, **tensors, tokens=len(places), both_ways=True)
 
 
 def _sum_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     from torch.nn.functional import cross_entropy
 
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -37,6 +37,7 @@ class Batch:
     which is what isolates attention by document. `tokens` counts the valid targets, `words` the whitespace words that
     start in them. `epoch` and `first_row` name the rows, so that an objective can derive its masking from them;
     `update` (from 0) and `progress` (share of the budget spent) are the clock's. `both_ways`: attention is not causal.
+    places: int64 (K,), the flattened positions that have a target, where these are few; None: not listed.
     """
 
     inputs: Tensor
@@ -49,10 +50,12 @@ class Batch:
     update: int = 0
     progress: float = 0.0
     both_ways: bool = False
+    places: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
-        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "position_ids")}
+        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "position_ids", "places")}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         if getattr(device, "type", device) == "cuda":  # only from pinned memory is the copy asynchronous
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +38,10 @@ class Forward:
         """The model's own output."""
         return self.call(input_ids=input_ids, **self._isolate(options))
 
+    def get_output_embeddings(self) -> Any:
+        """The model's head."""
+        return self.model.get_output_embeddings()
+
     def sum_loss(self, input_ids: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """Summed cross-entropy of the head on `targets`, for a model whose `linear_head` is true."""
         rows = len(input_ids)
@@ -44,7 +50,7 @@ class Forward:
             input_ids, targets = pad(input_ids, filling), pad(targets, filling, value=IGNORE)
             options["position_ids"] = pad(options["position_ids"], filling)
         hidden = self.body(input_ids=input_ids, **self._isolate(options)).last_hidden_state
-        return sum_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets, self.chunk)
+        return sum_cross_entropy(hidden, self.get_output_embeddings().weight, targets, self.chunk)
 
     def _isolate(self, options: dict[str, Any]) -> dict[str, Any]:
         positions = options.get("position_ids")
@@ -54,6 +60,19 @@ class Forward:
         documents = attention.group_documents(positions) if blocks else attention.mask_documents(positions)
         # a mask that is 4-D already keeps transformers from making one of its own
         return options | {"documents": documents, "attention_mask": positions.new_ones((1, 1, 1, 1), dtype=torch.bool)}
+
+
+@contextlib.contextmanager
+def compute_head_at(head: torch.nn.Module, places: Tensor) -> Iterator[None]:
+    """While entered, the head, a model's output embeddings, gives the logits of the flattened positions `places` alone.
+
+    Shapes (K,) and (K, vocabulary); saves most of the work of a large vocabulary. Not for a compiled model.
+    """
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, -2)[places],))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
@@ -100,7 +119,12 @@ def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> 
     scores = scores.exp_()
     scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
     slope = scores.mul_(valid[:, None]).to(hidden.dtype)
-    return loss, slope @ weight, slope.T @ hidden
+    return loss, slope @ weight, (slope * shrink(hidden.dtype)).T @ hidden
+
+
+def shrink(dtype: torch.dtype) -> float:
+    """Factor that keeps a sum of gradients over a chunk inside float16, which no loss scale can do afterwards."""
+    return 2.0**-6 if dtype == torch.float16 else 1.0
 
 
 class _Summed(torch.autograd.Function):
@@ -116,7 +140,7 @@ class _Summed(torch.autograd.Function):
             total += loss
             if by_hidden is not None and by_weight is not None:
                 by_hidden[part] = slopes[0]
-                by_weight += slopes[1]
+                by_weight.add_(slopes[1], alpha=1 / shrink(dtype))
         context.save_for_backward(by_hidden, by_weight)
         return total
 
