@@ -1,30 +1,30 @@
-"""Checkpoints that survive: written aside, synced, renamed, hashed; read back only if they verify.
+"""Checkpoints that survive: written aside, synced and renamed; read back only if every byte is as it was.
 
-A checkpoint is one torch file of tensors and plain types, loaded with `weights_only=True`. Beside it stands
-`NAME.sha256`, in the format of sha256sum. While a file is being replaced its .sha256 names the old and the new hash, so
-at every moment, a kill included, the file on disk is one that its .sha256 knows.
+A checkpoint is one file of torch.save: a zip archive of tensors and plain types, with a CRC-32 of each of its members.
+It is loaded with `weights_only=True`, after all the checksums have been found right.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import io
 import logging
-import os
 import pickle
 import random
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import torch
 
 from babylm_train.errors import InputError, StorageError
+from babylm_train.files import check_record, link, replaced, storage_errors, write_bytes
+from babylm_train.state import RunState
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,29 @@ BEST = "checkpoint_best.pt"
 ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their product is what an update sees
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
 
-# What zipfile and torch raise for files that are hashed and yet none of torch's.
-UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+# What zipfile, its decompressors, pickle and torch raise for bytes that are no checkpoint.
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, LookupError),
+    *(ValueError, TypeError, AttributeError, OverflowError, OSError),
+)
+
+
+class DamagedError(InputError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+PARTS = ("state", "model", "optimizer", "scheduler", "scaler", "curriculum", "rng")
+
+
+class Plain(pydantic.BaseModel):
+    """What a checkpoint holds beside its tensors and the states that their owners check."""
+
+    state: RunState
+    metrics_bytes: pydantic.NonNegativeInt
+    seconds: float
+    threads: int
+    hashes: dict[str, str] = {}
+    config: dict[str, Any] = {}
 
 
 class Checkpoints:
@@ -45,8 +66,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep_last: int) -> None:
-        if keep_last < 1:
-            raise InputError(f"trainer.keep_last must be at least 1, got {keep_last}")
         self.directory, self.keep_last = Path(directory), keep_last
 
     def check(self, size: int, saves: int) -> None:
@@ -58,15 +77,17 @@ class Checkpoints:
         Raises:
             StorageError: no permission, or not enough room.
         """
-        with _storage_errors(self.directory):
+        probe = self.directory / "probe"
+        with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for left in self.directory.glob(".*.tmp"):  # by a process that was killed
                 left.unlink()
-            _write(probe := self.directory / f".probe.{os.getpid()}.tmp", b"x")
+            write_bytes(probe, b"x")
             probe.unlink()
-        have = sum(p.stat().st_size for p in self.directory.glob("*.pt"))
+            have = sum(p.stat().st_size for p in self.directory.glob("*.pt"))
+            free = shutil.disk_usage(self.directory).free
         count = min(self.keep_last, saves) + 2  # the best, and one that is being written
-        if (free := shutil.disk_usage(self.directory).free) + have < size * count:
+        if free + have < size * count:
             raise StorageError(
                 f"{self.directory}: {free / 2**20:,.0f} MiB free, but {count} checkpoints of "
                 f"{size / 2**20:,.0f} MiB are needed"
@@ -78,23 +99,24 @@ class Checkpoints:
         Raises:
             StorageError: the disk is full or not writable; earlier checkpoints are untouched.
         """
-        buffer = io.BytesIO()
+        buffer, first = io.BytesIO(), self.directory / names[0]
         torch.save(content, buffer)
-        data = buffer.getbuffer()
-        digest = hashlib.sha256(data).hexdigest()
-        first = self.directory / names[0]
-        with _storage_errors(first):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _replace(first, digest, lambda aside: _write(aside, data))
+        with storage_errors(first):
+            self.directory.mkdir(exist_ok=True)
+            write_bytes(first, buffer.getbuffer())
             for name in names[1:]:
-                _replace(self.directory / name, digest, lambda aside: _link(first, aside))
-            self._prune(keep=set(names))
+                self._link(first, name)
+            self._prune(keep=names)
         return first
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that verifies, else the best, and its content; says which it had to pass over."""
+        """The newest checkpoint that verifies, else the best, and its content; says which it had to pass over.
+
+        Raises:
+            InputError: it was written by another version of this program, or another program.
+        """
         for path in [*self._by_age(), *self.directory.glob(BEST)]:
-            content = self._verified(path)
+            content = _load_intact(path)
             if content is not None:
                 return path, content
         return None
@@ -105,8 +127,8 @@ class Checkpoints:
         Raises:
             StorageError: it is missing, damaged or another one.
         """
-        for path in [self.directory / BEST, *self._by_age()]:
-            content = self._verified(path) if path.exists() else None
+        for path in [*self.directory.glob(BEST), *self._by_age()]:
+            content = _load_intact(path)
             if content is not None and content["state"]["updates"] == update:
                 return path, content
         raise StorageError(
@@ -116,72 +138,73 @@ class Checkpoints:
 
     def adopt_best(self, source: Path) -> None:
         """Makes `source`, a checkpoint that verified, the best one here."""
-        target = self.directory / BEST
-        with _storage_errors(target):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _replace(target, hashlib.sha256(source.read_bytes()).hexdigest(), lambda aside: _link(source, aside))
+        with storage_errors(self.directory / BEST):
+            self.directory.mkdir(exist_ok=True)
+            self._link(source, BEST)
 
     def forget_after(self, update: int) -> None:
-        """Removes step and epoch checkpoints of later updates, so that a run taken back does not jump ahead again."""
-        for path in self._by_age():
-            content = self._verified(path)
-            if content is not None and content["state"]["updates"] > update:
-                path.unlink()
-                _hash_file(path).unlink(missing_ok=True)
+        """Before a run goes on from `update`: removes what is later, damaged, or left to prune."""
+        with storage_errors(self.directory):
+            for path in self._by_age():
+                content = _load_intact(path)
+                if content is None or content["state"]["updates"] > update:
+                    path.unlink()
+            self._prune(keep=())
 
     def _by_age(self) -> list[Path]:
+        """Step and epoch checkpoints, the newest first; of one moment, the one with the larger number."""
         files = [p for p in self.directory.glob("checkpoint_*.pt") if p.name != BEST]
-        return sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        return sorted(files, key=lambda p: (p.stat().st_mtime_ns, len(p.name), p.name), reverse=True)
 
-    def _verified(self, path: Path) -> dict[str, Any] | None:
-        try:
-            return load(path)
-        except InputError as error:
-            log.warning("%s; passed over", error)
-            return None
+    def _link(self, source: Path, name: str) -> None:
+        with replaced(self.directory / name) as aside:
+            link(source, aside)
 
-    def _prune(self, keep: set[str]) -> None:
-        inodes = {(self.directory / name).stat().st_ino for name in keep}
-        kept = len(inodes)
+    def _prune(self, keep: Sequence[str]) -> None:
+        kept = {(self.directory / name).stat().st_ino for name in keep}  # a file may have several names
         for path in self._by_age():
             inode = path.stat().st_ino
-            if inode in inodes:
-                continue
-            if kept < self.keep_last:
-                inodes.add(inode)
-                kept += 1
-            else:
+            if inode not in kept and len(kept) >= self.keep_last:
                 path.unlink()
-                _hash_file(path).unlink(missing_ok=True)
+            else:
+                kept.add(inode)
 
 
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, if its bytes are those that were written.
 
     Raises:
-        InputError: missing, without its .sha256, or changed since it was written.
+        DamagedError: missing, or changed since it was written. InputError: it does not hold what a checkpoint holds.
     """
     try:
-        data, known = path.read_bytes(), _known_hashes(path)
+        with zipfile.ZipFile(path) as archive:  # torch.save compresses nothing: no room for a bomb
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise DamagedError(f"{path} unpacks to more than it holds: it is not loaded")
+            if (member := archive.testzip()) is not None:
+                raise DamagedError(f"{path} is damaged: {member} does not fit its checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"no checkpoint: {error.filename} is missing") from error
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() not in known:
-        raise InputError(f"{path} is damaged: its sha256 is not the one in {_hash_file(path).name}")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save compresses nothing: no room for a bomb
-            if sum(entry.file_size for entry in archive.infolist()) > len(data):
-                raise InputError(f"{path} unpacks to more than it holds: it is not loaded")
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        raise DamagedError(f"no checkpoint: {path} is missing") from error
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path} holds more than tensors and plain values: it is not loaded") from error
+        raise DamagedError(f"{path} holds more than tensors and plain values: it is not loaded") from error
     except UNREADABLE as error:
-        raise InputError(f"{path} is no checkpoint: {type(error).__name__}") from error
-    state = content.get("state") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not isinstance(state.get("updates"), int):
+        raise DamagedError(f"{path} is no checkpoint: {type(error).__name__}") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in PARTS):
         raise InputError(f"{path} is no checkpoint of this program")
-    return content
+    if odd := sorted(map(str, content["state"].keys() ^ {field.name for field in fields(RunState)})):
+        raise InputError(f"{path} is of another version of this program: state.{odd[0]}")
+    plain: Plain = check_record(
+        {key: content.get(key) for key in Plain.model_fields if key in content}, Plain, str(path)
+    )
+    return {**content, "state": asdict(plain.state)}
+
+
+def _load_intact(path: Path) -> dict[str, Any] | None:
+    try:
+        return load(path)
+    except DamagedError as error:
+        log.warning("%s; passed over", error)
+        return None
 
 
 def find_checkpoint(resume: str) -> Path:
@@ -226,83 +249,16 @@ def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> No
         InputError: naming up to three keys that differ.
     """
     changed = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
-    rows, rows_there = ([c.get(key, 1) for key in ROWS] for c in (mine, theirs))
-    if not set(changed) <= SAME_UPDATES or rows[0] * rows[1] != rows_there[0] * rows_there[1]:
+    if not set(changed) <= SAME_UPDATES or _rows_an_update(mine) != _rows_an_update(theirs):
         shown = "; ".join(f"{key} is {theirs.get(key)} there, {mine.get(key)} here" for key in changed[:3])
         raise InputError(f"{where} is of another configuration: {shown}")
     if changed:
         log.warning("%s was made with another %s: same updates, not bitwise", where, ", ".join(changed))
 
 
-def _hash_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _known_hashes(path: Path) -> list[str]:
-    lines = _hash_file(path).read_text(encoding="ascii", errors="replace").splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
-
-
-def _replace(path: Path, digest: str, write: Any) -> None:
-    """Puts what `write` makes under `path`, by rename; the .sha256 is valid before, between and after."""
-    hashes = _hash_file(path)
-    old = _known_hashes(path) if hashes.exists() and path.exists() else []
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        if old:
-            _write_text(hashes, "".join(f"{h}  {path.name}\n" for h in dict.fromkeys([digest, *old])))
-        else:
-            _write_text(hashes, f"{digest}  {path.name}\n")
-        os.rename(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    if old:
-        _write_text(hashes, f"{digest}  {path.name}\n")
-
-
-def _write(path: Path, data: memoryview | bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write(aside, text.encode())
-        os.rename(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _link(source: Path, aside: Path) -> None:
-    aside.unlink(missing_ok=True)
-    try:
-        os.link(source, aside)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
-            raise
-        shutil.copyfile(source, aside)  # another file system, or one without hard links
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; earlier checkpoints are intact") from error
+def _rows_an_update(config: dict[str, Any]) -> Any:
+    rows, times = (config.get(key, 1) for key in ROWS)
+    return rows * times if isinstance(rows, int) and isinstance(times, int) else (rows, times)
 
 
 def rng_state() -> dict[str, Any]:

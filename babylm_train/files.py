@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path | str) -> Iterator[None]:
     """An OSError inside becomes a StorageError that names `path`."""
     try:
         yield
@@ -38,7 +39,8 @@ def replaced(path: Path) -> Iterator[Path]:
     """Yields a name to write a file or a folder under; at the end it is synced and renamed to `path`.
 
     So a kill at any moment leaves the old content or the new one. What stood there is replaced; what an earlier, killed
-    process left aside is removed.
+    process left aside is removed. The folder that holds it must exist: a run whose directory was deleted is not to
+    make another one.
 
     Raises:
         StorageError: the folder is read-only, full or gone.
@@ -46,8 +48,7 @@ def replaced(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{glob_escape(path.name)}.*.tmp"):
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 _remove(left)
             yield aside
             for file in [aside, *aside.rglob("*")]:
@@ -58,13 +59,6 @@ def replaced(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             _remove(aside)
-
-
-def glob_escape(name: str) -> str:
-    """`name` for Path.glob, taken literally."""
-    import glob
-
-    return glob.escape(name)
 
 
 def _remove(path: Path) -> None:
@@ -108,6 +102,15 @@ def link(source: Path | str, target: Path | str) -> None:
         shutil.copyfile(source, target)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can unfold to more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def read(path: Path, kind: type[T] | Any) -> T:
     """What a .json or .yaml file holds, as a `kind`: a type, dataclass or pydantic model that it must fit.
 
@@ -115,12 +118,8 @@ def read(path: Path, kind: type[T] | Any) -> T:
         InputError: missing, damaged, or something else; one line that names the file.
     """
     try:
-        text = path.read_text(encoding="utf8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        text = _read_text(path, "strict")
+        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is damaged: {printable(error)[:200]}") from error
     return check_record(value, kind, str(path))
@@ -128,23 +127,31 @@ def read(path: Path, kind: type[T] | Any) -> T:
 
 def read_lines(path: Path, kind: type[T] | Any) -> list[T]:
     """What the lines of a .jsonl file hold, each a `kind`, without a last one that a kill has cut. Errors as `read`."""
-    try:
-        lines = path.read_text(encoding="utf8", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    found: list[T] = []
-    for number, line in enumerate(lines[:-1], 1):
+    values = {}
+    for number, line in enumerate(_read_text(path, "surrogateescape").split("\n")[:-1], 1):
         try:
-            found.append(check_record(json.loads(line), kind, f"{path}, line {number}"))
+            values[f"line {number}"] = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is damaged: {printable(error)[:200]}") from error
-    return found
+    found: dict[str, T] = check_record(values, dict[str, kind], str(path))  # type: ignore[valid-type]
+    return list(found.values())
+
+
+def _read_text(path: Path, errors: str) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file")
+        return path.read_text(encoding="utf8", errors=errors)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def check_record(value: Any, kind: type[T] | Any, where: str) -> T:
     """`value` as a `kind`. Raises InputError: it does not fit, or holds text that is no Unicode; names the field."""
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
         return TypeAdapter(kind).validate_python(value)
     except UnicodeEncodeError as error:
         raise InputError(f"{where} is damaged: it holds half a surrogate pair") from error

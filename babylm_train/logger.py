@@ -1,97 +1,66 @@
 """Mirrors of a run's metrics: Weights & Biases, TensorBoard, none. The record, `metrics.jsonl`, is written elsewhere.
 
-Nothing here may change a run: not its weights, exit code or signals, and at most some seconds of its time.
-W&B lives in a process of its own, see wandb_process.py.
+Nothing here may change a run: not its weights nor its exit code, and at most some seconds of its time.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import secrets
 import sys
-import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from babylm_train.errors import InputError
-from babylm_train.wandb_process import Link, logged_in
+from pydantic import Field, PositiveFloat
+
+from babylm_train.errors import InputError, arguments, printable
+from babylm_train.files import storage_errors
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.tensorboard import SummaryWriter
 
-MODES = ("auto", "online", "offline", "disabled")
-ARTIFACTS = ("none", "best", "all")
-NAME_LIMIT = 128  # characters of a run name or a group that the W&B server takes
+Mode = Literal["auto", "online", "offline", "disabled"]
+NAME_LIMIT = 128  # characters of a run's name or group that the W&B server takes
 
 
-def warn(message: str) -> None:
-    """Write one line to standard error; control characters (a server's reply may hold some) are dropped."""
-    line = "".join(character if character.isprintable() else " " for character in message)
-    print(f"warning: logger: {line}", file=sys.stderr, flush=True)
+def warn(message: object) -> None:
+    """Writes one line to standard error; a server's reply may hold anything."""
+    print(f"warning: logger: {printable(message)}", file=sys.stderr, flush=True)
 
 
-def gradient_norms(model: "nn.Module") -> dict[str, float]:
+def gradient_norms(model: nn.Module) -> dict[str, float]:
     """L2 norms of the gradients as they are now: `gradients/global`, and `gradients/<layer>` for each block or module.
 
-    Call it after unscaling, before or after clipping as the caller prefers. Parameters without a gradient are left out.
+    `transformer.h.3.attn.weight` is of `transformer.h.3`; without a number, a parameter is of its module. Parameters
+    without a gradient are left out.
     """
     import torch
 
     layers: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            squared = torch.linalg.vector_norm(parameter.grad.detach(), dtype=torch.float32).square()
-            layers.setdefault(_layer(name), []).append(squared)
+            layer = re.match(r".*?\.\d+(?=\.)|.*(?=\.)|.*", name)
+            layers.setdefault(layer.group(), []).append(parameter.grad)  # type: ignore[union-attr]
     if not layers:
         return {}
-    per_layer = torch.stack([torch.stack(squares).sum() for squares in layers.values()])
-    values = torch.cat([per_layer.sum()[None], per_layer]).sqrt().tolist()  # one transfer from the device
+    norms = torch.stack([torch.nn.utils.get_total_norm(gradients) for gradients in layers.values()])
+    values = torch.cat([torch.linalg.vector_norm(norms)[None], norms]).tolist()  # one transfer from the device
     return dict(zip(["gradients/global", *(f"gradients/{layer}" for layer in layers)], values, strict=True))
-
-
-def _layer(parameter: str) -> str:
-    """`transformer.h.3.attn.c_attn.weight` -> `transformer.h.3`; without a number, the module of the parameter."""
-    parts = parameter.split(".")
-    for position, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: position + 1])
-    return ".".join(parts[:-1]) or parameter
-
-
-def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"logger.{key}: {value!r} is not one of {', '.join(choices)}")
-
-
-def _check_bool(key: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"logger.{key}: {value!r} is not true or false")
-
-
-def _check_seconds(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InputError(f"logger.{key}: {value!r} is not a positive number of seconds")
-
-
-def _check_text(key: str, value: object, forbidden: str = "") -> None:
-    if value is None:
-        return
-    if not isinstance(value, str) or not value or any(character in value for character in forbidden):
-        rule = f" without any of {forbidden}" if forbidden else ""
-        raise InputError(f"logger.{key}: {value!r} is not null or a text{rule}")
 
 
 class NoLogger:
     """Mirrors nothing; also the base of the other loggers, so that each has every call of the trainer."""
 
-    gradients: bool = False
-    """Whether `log_gradients` does anything. The trainer need not call it where this is false."""
-
     def start(
         self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
     ) -> str:
-        """Begin, or go on with, the mirror of the run in `directory`; returns the id to pass when the run is resumed.
+        """Begins, or goes on with, the mirror of the run in `directory`; returns the id to pass when it is resumed.
 
         `config` is a plain dict; `step` is the update that a resumed run goes on from, 0 for a fresh one; `arm` is what
         the runs of a study have in common that differ in their seeds alone.
@@ -99,217 +68,207 @@ class NoLogger:
         return run_id or ""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Mirror metrics of update `step`, which may come twice: training and validation, or again after a resume."""
+        """Mirrors metrics of update `step`, which may come twice: training and validation, or again after a resume."""
 
-    def log_gradients(self, model: "nn.Module", step: int) -> None:
-        """Mirror `gradient_norms(model)` where the option `gradients` is on."""
-        if self.gradients:
-            self.log(gradient_norms(model), step)
+    def log_gradients(self, model: nn.Module, step: int) -> None:
+        """Mirrors `gradient_norms(model)` where the option `gradients` is on."""
 
     def log_checkpoint(self, path: Path, *, best: bool) -> None:
-        """Upload a complete checkpoint file where the option `artifacts` says so. Returns before the upload ends."""
+        """Uploads a complete checkpoint file where the option `artifacts` says so. Returns before the upload ends."""
 
     def finish(self, summary: dict[str, float | int | str], *, exit_code: int = 0) -> None:
-        """End the mirror with the run's final numbers and the exit code of the command. Later calls do nothing."""
+        """Ends the mirror with the run's final numbers and the exit code of the command. Later calls do nothing."""
 
 
+@arguments(frozen=False)
 class TensorBoardLogger(NoLogger):
-    """Event files in `<run directory>/tensorboard`, for `tensorboard --logdir multirun_outputs`."""
+    """Event files in `<run directory>/tensorboard`, for `tensorboard --logdir multirun_outputs`.
 
-    def __init__(self, *, gradients: bool) -> None:
-        """Raises InputError for a wrong option, or where tensorboard is not installed."""
-        _check_bool("gradients", gradients)
+    Args:
+        gradients: also the gradient norm of each layer.
+    """
+
+    gradients: bool
+
+    def __post_init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError("logger: tensorboard is not installed: `pip install tensorboard`, or choose logger=none")
-        self.gradients = gradients
         self._writer: SummaryWriter | None = None
-        self._step = 0
 
-    def start(
-        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
-    ) -> str:
+    def start(self, directory: Path, *, run_id: str | None, step: int, **about: Any) -> str:
         """See `NoLogger.start`. Points past `step` that an interrupted run had written are purged."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._step = step
-        try:
-            # A fresh run purges step 0 too: one that died before its first checkpoint may have left events.
+        with storage_errors(directory):
             self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else 0)
-            text = json.dumps({"name": name, "group": group, **config}, indent=2, ensure_ascii=False, default=str)
-            self._writer.add_text("config", f"```json\n{text}\n```", step)
-        except OSError as error:
-            self._give_up(error)
+            self._writer.add_text("config", _as_text(about))
         return run_id or ""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """See `NoLogger.log`."""
-        if self._writer is None:
-            return
-        self._step = step
-        try:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
-        except OSError as error:
-            self._give_up(error)
+        if self._writer is not None:
+            with storage_errors(self._writer.log_dir):
+                for key, value in metrics.items():
+                    self._writer.add_scalar(key, value, step)
+
+    def log_gradients(self, model: nn.Module, step: int) -> None:
+        """See `NoLogger.log_gradients`."""
+        if self.gradients:
+            self.log(gradient_norms(model), step)
 
     def finish(self, summary: dict[str, float | int | str], *, exit_code: int = 0) -> None:
         """See `NoLogger.finish`."""
-        if self._writer is None:
-            return
-        try:
-            text = json.dumps({**summary, "exit_code": exit_code}, indent=2, ensure_ascii=False)
-            self._writer.add_text("summary", f"```json\n{text}\n```", self._step)
-            self._writer.close()
-        except OSError as error:
-            self._give_up(error)
-        self._writer = None
-
-    def _give_up(self, error: OSError) -> None:
-        warn(f"tensorboard: {error}; the run goes on with metrics.jsonl only")
-        self._writer = None
+        if self._writer is not None:
+            with storage_errors(self._writer.log_dir):
+                self._writer.add_text("summary", _as_text({**summary, "exit_code": exit_code}))
+                self._writer.close()
+            self._writer = None
 
 
+def _as_text(values: dict[str, Any]) -> str:
+    return f"```json\n{json.dumps(values, indent=2, ensure_ascii=False, default=str)}\n```"
+
+
+@arguments(frozen=False)
 class WandbLogger(NoLogger):
-    """Weights & Biases in a process of its own. No call waits for it, except `finish`: up to `timeout` seconds.
+    """Weights & Biases. Its calls are made in a thread, so that only `finish` waits for a server that does not answer.
 
     The step is a metric and the x axis of all others, not W&B's own counter, which would refuse a step that comes
     again after a resume. Training and validation metrics of one step are two rows.
+
+    Args: as conf/logger/wandb.yaml explains them.
     """
 
-    def __init__(
-        self,
-        *,
-        project: str,
-        entity: str | None,
-        tags: list[str],
-        job_type: str | None,
-        mode: str,
-        artifacts: str,
-        gradients: bool,
-        timeout: float,
-        upload_timeout: float,
-    ) -> None:
-        """Check the options (conf/logger/wandb.yaml explains them). Raises InputError naming the key of a wrong one."""
-        _check_choice("mode", mode, MODES)
-        _check_choice("artifacts", artifacts, ARTIFACTS)
-        _check_bool("gradients", gradients)
-        _check_seconds("timeout", timeout)
-        _check_seconds("upload_timeout", upload_timeout)
-        if not project:
-            raise InputError("logger.project: a name is needed")
-        _check_text("project", project, forbidden="/\\#?%:")
-        _check_text("entity", entity)
-        _check_text("job_type", job_type)
-        if not isinstance(tags, list) or not all(isinstance(tag, str) and 1 <= len(tag) <= 64 for tag in tags):
-            raise InputError(f"logger.tags: {tags!r} is not a list of texts of 1 to 64 characters")
-        self.gradients = gradients
-        self._artifacts = artifacts
-        self._mode = _wanted_mode(mode)
-        self._seconds = {"timeout": timeout, "upload_timeout": upload_timeout}
-        self._run = {"project": project, "entity": entity, "tags": tags, "job_type": job_type}
-        self._directory = Path()
-        self._order: dict[str, Any] = {}
-        self._link: Link | None = None
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:]+$")]
+    entity: str | None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]]
+    job_type: str | None
+    mode: Mode
+    artifacts: Literal["none", "best", "all"]
+    gradients: bool
+    timeout: PositiveFloat
 
-    def start(
-        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
-    ) -> str:
-        """See `NoLogger.start`. Returns at once; an unreachable server costs nothing here."""
+    def __post_init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._run: Any = None
+
+    def start(self, directory: Path, *, run_id: str | None, name: str, group: str, arm: str = "", **about: Any) -> str:
+        """See `NoLogger.start`. Returns at once."""
         run_id = run_id or secrets.token_hex(4)  # not `random`: its state belongs to the run
-        if self._mode == "disabled":
-            return run_id
-        self._directory = directory.resolve() / "wandb"
-        run = {"id": run_id, "name": name[:NAME_LIMIT], "group": group[:NAME_LIMIT], "dir": str(directory.resolve())}
-        kind = self._run["job_type"] or arm[:64] or None  # W&B groups and averages by it
-        self._order = {
-            "run": {**self._run, **run, "job_type": kind, "config": config},
-            "pid": os.getpid(),
-            **self._seconds,
+        self._thread = ThreadPoolExecutor(1)
+        run = {
+            "id": run_id,
+            "project": self.project,
+            "entity": self.entity,
+            "tags": self.tags,
+            "name": name[:NAME_LIMIT],
+            "group": group[:NAME_LIMIT],
+            "job_type": self.job_type or arm[:64] or None,  # W&B groups and averages by it
+            "config": about["config"],
+            "dir": str(directory.resolve()),
+            "resume": "allow",
         }
-        self._open(self._mode, b"")
+        self._call(self._open, run)
         return run_id
 
-    def _open(self, mode: str, kept: bytes) -> None:
+    def _open(self, run: dict[str, Any]) -> None:
+        mode = choose_mode(self.mode)
+        import wandb
+
+        settings = wandb.Settings(
+            init_timeout=min(self.timeout, 10) / 2,
+            finish_timeout=self.timeout / 2,
+            finish_timeout_raises=True,
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_transaction_log_flush_interval=2.0,  # a kill of the machine loses two seconds
+        )
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._link = Link(self._directory / "console.log", {**self._order, "mode": mode}, kept)
-        except OSError as error:
-            self._give_up(f"its process did not start: {error}")
+            self._run = wandb.init(**run, settings=settings, mode=mode)
+        except wandb.Error as error:
+            if mode != "online":
+                raise
+            warn(f"wandb: {_first_line(error)}; it goes on offline, `wandb sync` can send it later")
+            wandb.teardown()  # its service holds on to the run's id
+            self._run = wandb.init(**run, settings=settings, mode="offline")
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """See `NoLogger.log`."""
-        self._send("log", {**metrics, "step": step})
+        self._call(lambda: self._run.log({**metrics, "step": step}))
+
+    def log_gradients(self, model: nn.Module, step: int) -> None:
+        """See `NoLogger.log_gradients`."""
+        if self.gradients:
+            self.log(gradient_norms(model), step)
 
     def log_checkpoint(self, path: Path, *, best: bool) -> None:
-        """See `NoLogger.log_checkpoint`. A hard link keeps the file when the run prunes or replaces it."""
-        if self._link is None or self._artifacts == "none" or (self._artifacts == "best" and not best):
-            return
-        kept = self._directory / "uploads" / f"{secrets.token_hex(4)}_{path.name}"
-        try:
-            kept.parent.mkdir(exist_ok=True)
-            os.link(path, kept)
-        except OSError as error:
-            warn(f"wandb: {path.name} is not uploaded: {error}")
-            return
-        self._send("checkpoint", {"path": str(kept), "name": path.name, "best": best})
+        """See `NoLogger.log_checkpoint`. W&B takes a copy; raise `timeout` where the upload takes longer."""
+        if self.artifacts == "all" or (self.artifacts == "best" and best):
+            aliases = ["best"] if best else []
+            self._call(lambda: self._run.log_artifact(str(path), f"{self._run.id}-checkpoint", "model", aliases))
 
     def finish(self, summary: dict[str, float | int | str], *, exit_code: int = 0) -> None:
-        """See `NoLogger.finish`. Waits up to `timeout` seconds, and up to `upload_timeout` while the server answers."""
-        self._send("finish", {"summary": summary, "exit_code": exit_code})
-        timeout = self._seconds["timeout"]
-        patience = timeout - min(0.5, timeout / 4)  # the rest is for ending the process: `timeout` is all that is lost
-        started = last_sign = time.monotonic()
-        while self._link is not None and not self._link.done:
-            now = time.monotonic()
-            if now > min(last_sign + patience, started + max(self._seconds.values())):
-                self._give_up(f"not finished after {now - started:.0f} s; `wandb sync` can send what is kept here")
-            elif self._link.exchange(wait=0.1):
-                last_sign = time.monotonic()
-            self._report()
-        if self._link is not None:
-            self._link.end()
-            self._link = None
+        """See `NoLogger.finish`. Waits up to `timeout` seconds."""
+        self._call(lambda: self._run.summary.update(summary))
+        last = self._call(lambda: self._run.finish(exit_code=exit_code))
+        try:
+            if last is not None:
+                last.exception(self.timeout)  # its own has been said
+        except TimeoutError:
+            self._end(f"not finished after {self.timeout:g} s")
+        except CancelledError:
+            pass  # after a call that failed
+        self._end()
 
-    def _send(self, kind: str, body: dict[str, Any]) -> None:
-        if self._link is not None:
-            self._link.queue(kind, body)
-            self._link.exchange()
-            self._report()
+    def _call(self, call: Callable[..., object], *given: object) -> Future[object] | None:
+        """Calls in the thread, after all that was called before; whatever W&B raises there ends the mirror alone."""
+        if self._thread is None:
+            return None
+        future: Future[object] = self._thread.submit(call, *given)
+        future.add_done_callback(self._end_if_failed)
+        return future
 
-    def _report(self) -> None:
-        """Go on offline where the server refused the run, and without W&B where its process is gone."""
-        if self._link is None:
+    def _end_if_failed(self, future: Future[object]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._end(f"{type(error).__name__}: {_first_line(error)}")
+
+    def _end(self, why: str = "") -> None:
+        thread, self._thread = self._thread, None
+        if thread is None:
             return
-        if self._link.refused:
-            warn(f"wandb: {self._link.refused}; the run goes on offline, `wandb sync` can send it later")
-            self._link.end()
-            self._open("offline", bytes(self._link.kept))
-        elif self._link.overfull:
-            self._give_up("its process does not read")
-        elif self._link.closed and not self._link.done:
-            self._give_up(f"its process ended ({self._link.last_words()})")
-
-    def _give_up(self, reason: str) -> None:
-        warn(f"wandb: {reason}; the run goes on with metrics.jsonl only")
-        if self._link is not None:
-            self._link.end()
-        self._link = None
+        if why:
+            warn(f"wandb: {why}; `wandb sync` can send what is kept in wandb/")
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _wanted_mode(option: str) -> str:
-    """An explicit option wins, then WANDB_MODE; `auto` is left for the W&B process, which can look for an API key."""
-    if option != "auto":
+def choose_mode(option: Mode) -> Literal["online", "offline", "disabled"]:
+    """`auto` follows W&B's own switches: WANDB_DISABLED, WANDB_MODE, `wandb offline`, `wandb disabled`.
+
+    Online is only possible with an API key; without one it is offline. Asks no server.
+    """
+    if option in ("offline", "disabled"):
         return option
-    value = os.environ.get("WANDB_MODE", "auto")
-    mode = {"run": "online", "shared": "online", "dryrun": "offline"}.get(value, value)
-    if mode not in MODES:
-        raise InputError(f"WANDB_MODE: {value!r} is not one of {', '.join(MODES[1:])}")
-    return mode
-
-
-def online() -> bool:
-    """Whether `mode: auto` means online: WANDB_MODE says so, or there is an API key. Asks no server."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry waits for its server at exit
     import wandb
+    from requests.utils import get_netrc_auth  # which W&B depends on
 
-    mode = _wanted_mode("auto")
-    return mode == "online" or (mode == "auto" and logged_in(wandb.setup().settings))
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if option == "auto":
+        if settings.mode == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+            return "disabled"
+        if settings.mode in ("offline", "dryrun"):
+            return "offline"
+    if settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url):
+        return "online"
+    if option == "online":
+        warn("wandb: there is no API key, see `wandb login`; it goes on offline")
+    return "offline"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0][:200]

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from babylm_train.errors import InputError, StorageError
-from babylm_train.files import write_json
+from babylm_train.errors import InputError
+from babylm_train.files import read_lines, replaced, storage_errors, write_json
 
 
 class Record:
     """Writes a run's record, a line at a time.
 
-    metrics.jsonl holds only what a repeated run reproduces to the bit; wall-clock figures go to timings.jsonl.
+    metrics.jsonl holds only what a repeated run reproduces to the bit; wall-clock figures go to timings.jsonl. A file
+    that is gone is not begun again: a run whose directory was deleted ends with a StorageError.
 
     Args:
         directory: of the run; created if missing.
@@ -31,84 +32,79 @@ class Record:
         Raises:
             InputError: metrics.jsonl is shorter than the checkpoint says. StorageError: it cannot be written.
         """
-        try:
+        with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
+            self.timings.touch()
             with self.metrics.open("ab") as file:
                 if file.tell() < offset:
                     raise InputError(
                         f"{self.metrics} has {file.tell()} bytes, but its checkpoint was taken at byte {offset}"
                     )
                 file.truncate(offset)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.metrics}: {error.strerror}") from error
 
     def offset(self) -> int:
-        """Bytes of metrics.jsonl, all of them on disk: what a checkpoint remembers."""
-        if not self.metrics.exists():
-            return 0
-        with self.metrics.open("rb") as file:
+        """Bytes of metrics.jsonl, all of them on disk: what a checkpoint remembers. Raises StorageError."""
+        with storage_errors(self.metrics), self.metrics.open("rb") as file:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
     def log(self, **values: Any) -> None:
-        """Appends one line to metrics.jsonl."""
-        self._append(self.metrics, values)
+        """Appends one line to metrics.jsonl. Raises StorageError."""
+        _append(self.metrics, values)
 
     def time(self, **values: Any) -> None:
-        """Appends one line to timings.jsonl."""
-        self._append(self.timings, values)
+        """Appends one line to timings.jsonl. Raises StorageError."""
+        _append(self.timings, values)
 
     def result(self, values: dict[str, Any]) -> None:
-        """Writes result.json, by rename."""
+        """Writes result.json, by rename. Raises StorageError."""
         write_json(self.directory / "result.json", values)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The metrics so far."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf8").splitlines()]
+        """The metrics so far. Raises InputError: the file is damaged."""
+        return read_lines(self.metrics, dict[str, Any])
 
     def curves(self) -> Path:
-        """Draws curves.png: losses, perplexity, learning rate and gradient norm over updates."""
-        try:
-            return draw_curves(self.lines(), self.directory / "curves.png")
-        except OSError as error:
-            raise StorageError(f"cannot write {self.directory / 'curves.png'}: {error.strerror}") from error
+        """Draws curves.png. Raises StorageError; InputError: metrics.jsonl is damaged."""
+        return draw_curves(self.lines(), self.directory / "curves.png")
 
-    @staticmethod
-    def _append(path: Path, values: dict[str, Any]) -> None:
-        try:
-            with path.open("a", encoding="utf8") as file:
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+def _append(path: Path, values: dict[str, Any]) -> None:
+    line = json.dumps(values, ensure_ascii=False) + "\n"
+    with storage_errors(path), path.open("r+", encoding="utf8") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(line)
+
+
+PANELS = (
+    ("loss (nats a token)", {"train/loss": "training", "val/loss": "validation"}),
+    ("learning rate", {"learning_rate": "learning rate"}),
+    ("curriculum threshold", {"threshold": "share of the corpus admitted"}),
+    ("gradient norm before clipping", {"grad_norm": "gradient norm"}),
+)
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> Path:
-    """The four curves of a run's metrics as a PNG of 1200 x 800 pixels."""
+    """A PNG of 1200 x 800 pixels: loss, learning rate, threshold and gradient norm over updates, epochs marked.
+
+    Args:
+        lines: of metrics.jsonl. Raises StorageError: `path` cannot be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
-    panels = figure.subplots(2, 2)
-
-    def draw(axis: Any, key: str, label: str, **style: Any) -> None:
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=label, **style)
-
-    draw(panels[0, 0], "train/loss", "training", linewidth=1)
-    draw(panels[0, 0], "val/loss", "validation", marker="o", markersize=3)
-    panels[0, 0].set_ylabel("loss (nats a token)")
-    draw(panels[0, 1], "val/perplexity", "validation", marker="o", markersize=3)
-    panels[0, 1].set(ylabel="perplexity", yscale="log")
-    draw(panels[1, 0], "learning_rate", "learning rate")
-    panels[1, 0].set_ylabel("learning rate")
-    draw(panels[1, 1], "grad_norm", "before clipping", linewidth=1)
-    panels[1, 1].set_ylabel("gradient norm")
-    for axis in panels.flat:
-        axis.set_xlabel("update")
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
+    epochs = [line["step"] for line in lines if "curriculum/documents" in line]  # logged as an epoch begins
+    for axis, (label, curves) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for step in epochs:
+            axis.axvline(step, color="0.85", linewidth=1, zorder=0)
+        for key, name in curves.items():
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "", linewidth=1)
+        axis.set(xlabel="update (grey: an epoch begins)", ylabel=label)
+        axis.grid(axis="y", alpha=0.3)
+        if len(axis.lines) > len(epochs) + 1:
             axis.legend()
-    figure.savefig(path)
+    with replaced(path) as aside:
+        figure.savefig(aside, format="png")
     return path

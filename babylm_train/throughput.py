@@ -43,12 +43,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float
     Args:
         dtype: inside autocast. rounding: of float32 products, as in torch.set_float32_matmul_precision.
     """
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        found = next((peaks for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
-        return found and 1e12 * found[0 if half else 1 if rounding != "highest" else 2]
-    return measured_flops(device, dtype)
+    if device.type != "cuda":
+        return measured_flops(device, dtype)
+    name = torch.cuda.get_device_name(device)
+    column = 0 if dtype in (torch.bfloat16, torch.float16) else 1 if rounding != "highest" else 2
+    return next((1e12 * peaks[column] for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def measured_flops(

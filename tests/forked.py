@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
+import random
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
 
@@ -33,9 +36,24 @@ TINY = ("model.config.n_layer=1", "model.config.n_embd=16", "model.config.n_head
 SMALL = (*TINY, "data.max_length=16", "trainer.max_steps=2", "logger=none", "hydra.run.dir=out", "data.cache_dir=cache")
 
 
-def hashed(path: Path) -> None:
-    """Writes the .sha256 that fits, as somebody may who hands a file on."""
-    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+def damaged(raw: bytes, rng: random.Random) -> bytes:
+    """One flipped bit, or a shorter file."""
+    if rng.random() < 0.3:
+        return raw[: rng.randrange(len(raw))]
+    flipped = bytearray(raw)
+    flipped[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Nested containers, tensors by their bits."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
 
 
 def import_all() -> None:

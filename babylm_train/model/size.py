@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.optim import Optimizer
 
 # Korthikanti et al. 2022 count 17 (34 bytes at 16 bits). What autograd kept in models of 4 layers x 160: GPT-2 20 in
@@ -78,14 +77,13 @@ def size_of(
     model: Any, optimizer: Optimizer, *, context: int, rows: int, activation_bytes: int, checkpointing: bool = False
 ) -> Size:
     """The size of a transformers model that `optimizer` trains in micro-batches of rows x context targets."""
-    from babylm_train.model.build import count_parameters
-
+    config = model.config
     return Size(
-        parameters=count_parameters(model),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops_per_token=flops_per_token(model, context),
-        layers=model.config.num_hidden_layers,
-        width=model.config.hidden_size,
-        vocabulary=model.config.vocab_size,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        vocabulary=config.vocab_size,
         context=context,
         rows=rows,
         optimizer_bytes=_state_bytes(optimizer),
@@ -95,19 +93,22 @@ def size_of(
 
 
 def _state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state after a step: what it keeps for each number of a 2-D weight, times their count."""
+    """Bytes of the optimizer's state after a step: what it keeps for each number of a weight, times their count.
+
+    A copy of the optimizer takes a step on stand-ins of four numbers a dimension.
+    """
     import torch
 
-    weights: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    total = 0
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     small = {id(p): torch.nn.Parameter(torch.ones([4] * p.dim())) for p in weights}
     clone = copy.deepcopy(optimizer, dict(small))
     clone.state.clear()
-    for parameter in small.values():
-        parameter.grad = torch.zeros_like(parameter)
+    for stand_in in small.values():
+        stand_in.grad = torch.zeros_like(stand_in)
     clone.step()
-    for parameter in weights:
-        stand_in = small[id(parameter)]
-        kept = [v for v in clone.state[stand_in].values() if isinstance(v, torch.Tensor) and v.shape == stand_in.shape]
-        total += parameter.numel() * sum(value.element_size() for value in kept)
-    return total
+    return sum(
+        p.numel() * value.element_size()
+        for p in weights
+        for value in clone.state[small[id(p)]].values()
+        if isinstance(value, torch.Tensor) and value.shape == small[id(p)].shape
+    )

@@ -479,9 +479,9 @@ def upload(directory: Path) -> str:
     """
     import wandb
 
-    from babylm_train.logger import online
+    from babylm_train.logger import choose_mode
 
-    if not online():
+    if choose_mode("auto") != "online":
         raise InputError("upload=true: W&B is offline (no API key, or WANDB_MODE); the report is on disk only")
     study = directory.resolve().name
     configs = [read_mapping(path, []) for path in sorted(directory.glob("*/config.yaml"))]

@@ -219,6 +219,7 @@ def saved(tmp_path_factory):
     contents = [load(path) for path in whole.checkpoints.directory.glob("checkpoint_[es]*.pt")]
     contents.sort(key=lambda c: (c["state"]["updates"], c["state"]["epoch"]))
     fresh, kept = everything(whole.record.directory.parent / "fresh"), []
+    fresh.record.start()
     seed_all(12345)
     fresh.checkpoints.save = lambda content, names: kept.append(content)
     fresh.save_checkpoint([])

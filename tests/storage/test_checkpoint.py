@@ -1,0 +1,256 @@
+"""Writing checkpoints while the process is killed, the disk fills up or fails, and bits flip."""
+
+import os
+import pickle
+import random
+import re
+import signal
+from dataclasses import asdict
+
+import pytest
+import torch
+from failpoints import FAULTS, KILL, Failpoints
+from forked import Child, damaged, equal
+
+from babylm_train.checkpoint import BEST, Checkpoints, load, rng_state
+from babylm_train.errors import InputError, StorageError
+from babylm_train.files import cached
+from babylm_train.state import RunState
+
+
+def content(update: int, best: int = 0) -> dict:
+    parts = {name: {} for name in ("optimizer", "scheduler", "scaler", "curriculum", "rng")}
+    state = asdict(RunState(updates=update, best_update=best))
+    return {**parts, "state": state, "model": {"w": torch.full((30,), float(update))}} | {
+        "metrics_bytes": 0, "seconds": 0.0, "threads": 1,
+    }  # fmt: skip
+
+
+def save(store: Checkpoints, update: int, best: int = 0) -> None:
+    names = [f"checkpoint_step_{update}.pt"] + [BEST] * (best == update)
+    store.save(content(update, best), names)
+
+
+def updates(store: Checkpoints) -> list[int]:
+    return sorted(int(p.stem.rpartition("_")[2]) for p in store.directory.glob("checkpoint_step_*.pt"))
+
+
+HISTORIES = {  # what was saved before (update, best update), and the save that meets the fault
+    "a better one": ([(1, 1), (2, 2)], (3, 3)),
+    "not a better one": ([(1, 1), (2, 1)], (3, 1)),
+    "under a name that is there": ([(1, 1), (3, 1)], (3, 3)),
+    "the first": ([], (1, 1)),
+}
+
+
+def prepared(folder, history) -> Checkpoints:
+    store = Checkpoints(folder, keep_last=1)
+    for update, best in HISTORIES[history][0]:
+        save(store, update, best)
+    return store
+
+
+def steps(folder, history) -> list[str]:
+    store = prepared(folder, history)
+    with Failpoints(folder) as points:
+        save(store, *HISTORIES[history][1])
+    return points.steps
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_every_failpoint_and_every_fault_leave_a_loadable_checkpoint(tmp_path, history):
+    reached = steps(tmp_path / "dry", history)
+    before, (update, best) = HISTORIES[history]
+    assert {step.split()[0] for step in reached} >= {"open", "write", "fsync", "replace"}
+    for fault in FAULTS:
+        for at, step in enumerate(reached):
+            store = prepared(folder := tmp_path / f"{fault} {at}", history)
+            if fault == KILL:
+
+                def job(store=store, folder=folder, at=at):
+                    with Failpoints(folder, at, KILL):
+                        save(store, update, best)
+
+                child = Child(job, tmp_path / "child")
+                assert child.wait() == -signal.SIGKILL, child.err
+            else:
+                with Failpoints(folder, at, fault) as points, pytest.raises(StorageError):
+                    save(store, update, best)
+                assert len(points.steps) > at
+                assert not list(folder.glob(".*")) or fault == "EIO", (fault, step)
+            newest = store.newest()
+            if before:
+                assert newest is not None, (fault, step)
+                assert newest[1]["state"]["updates"] in (before[-1][0], update), (fault, step)
+                wanted = newest[1]["state"]["best_update"]
+                assert store.best(wanted)[1]["state"]["updates"] == wanted, (fault, step)
+            store.check(1000, 9)  # what the next start does: leftovers go, and keep_last holds
+            if newest is not None:
+                store.forget_after(newest[1]["state"]["updates"])
+            assert len(updates(store)) <= 1, (fault, step)
+            assert not list(folder.glob(".*")), (fault, step)
+            save(store, update, best)  # and the disk is well again
+            assert store.best(best)[1]["state"]["updates"] == best
+            assert store.newest()[1]["state"]["updates"] == update
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_what_is_renamed_was_synced_first_and_the_folder_after(tmp_path, history):
+    """A machine that loses power loses what was not synced: the order of the steps is what protects."""
+    reached = steps(tmp_path / "checkpoints", history)
+    for number, step in enumerate(reached):
+        if step.startswith("replace"):
+            name = re.escape(step.split()[1])
+            aside = [s for s in reached[:number] if re.fullmatch(rf"\w+ \.{name}\.\d+\.tmp", s)]
+            assert aside[-1].startswith("fsync"), (step, reached)
+            assert reached[number + 1] == "fsync checkpoints", (step, reached)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_flips_and_truncations_never_load_silently(tmp_path, flips=400):
+    """A damaged file is refused by name, or (a bit of the padding) holds what was saved. `make torture` asks for 5 000."""
+    rng, refused = random.Random(5), 0
+    original = content(1) | {"rng": rng_state()}
+    path = Checkpoints(tmp_path / "c", 1).save(original, ["checkpoint_step_1.pt"])
+    raw = path.read_bytes()
+    for _ in range(flips):
+        path.write_bytes(damaged(raw, rng))
+        try:
+            loaded = load(path)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert equal(loaded, original)
+    assert refused > 0.9 * flips
+
+
+def test_damage_in_a_cache_is_built_again(tmp_path):
+    rng, built = random.Random(7), []
+
+    def build(folder):
+        built.append(1)
+        (folder / "values").write_bytes(bytes(range(100)))
+
+    folder = cached(tmp_path / "new", "kind", "key", build)
+    for number in range(40):
+        hit = folder / ["values", "manifest.json"][number % 2]
+        hit.write_bytes(damaged(hit.read_bytes(), rng))
+        assert (cached(tmp_path / "new", "kind", "key", build) / "values").read_bytes() == bytes(range(100))
+    assert len(built) > 30
+
+
+def test_over_200_histories_the_best_and_the_last_verified_are_never_deleted(tmp_path):
+    """Saves, better ones among them, a damaged newest file, a run that is taken back: held against a list of all saves."""
+    for seed in range(200):
+        rng = random.Random(seed)
+        store = Checkpoints(tmp_path / str(seed), keep_last=rng.randint(1, 3))
+        intact: list[int] = []  # updates whose checkpoint nobody damaged, oldest first
+        update = best = 0
+        for _ in range(rng.randint(3, 7)):
+            if rng.random() < 0.8 or not intact:
+                update += rng.randint(1, 2)
+                best = update if not best or rng.random() < 0.4 else best
+                save(store, update, best)
+                intact.append(update)
+                assert store.newest()[1]["state"]["updates"] == update
+            elif intact[-1] != best:  # the newest file is hit, and the run goes on from what is left
+                path = store.directory / f"checkpoint_step_{intact.pop()}.pt"
+                path.write_bytes(path.read_bytes()[: rng.randrange(2000)])
+                left = [u for u in intact if u in updates(store)]
+                _, found = store.newest()
+                assert found["state"]["updates"] == max(left, default=best)
+                update, best = found["state"]["updates"], found["state"]["best_update"]
+                intact = [u for u in intact if u <= update]
+                store.forget_after(update)
+            assert load(store.directory / BEST)["state"]["updates"] == best
+            assert len(updates(store)) <= store.keep_last
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path):
+    store = Checkpoints(tmp_path, keep_last=2)
+    for update in range(1, 12):
+        save(store, update, best=2)
+    assert updates(store) == [10, 11]
+    assert store.newest()[1]["state"]["updates"] == 11
+    assert sorted(os.listdir(tmp_path)) == [BEST, "checkpoint_step_10.pt", "checkpoint_step_11.pt"]
+
+
+def test_it_says_what_it_passed_over(tmp_path, caplog):
+    store = Checkpoints(tmp_path, keep_last=2)
+    save(store, 1)
+    save(store, 2)
+    path = tmp_path / "checkpoint_step_2.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.newest()[1]["state"]["updates"] == 1
+    assert path.name in caplog.text
+
+
+def test_a_damaged_best_is_found_in_its_other_copy_or_named(tmp_path):
+    store = Checkpoints(tmp_path, keep_last=2)
+    save(store, 1, best=1)
+    save(store, 2)
+    raw = (tmp_path / BEST).read_bytes()
+    (tmp_path / BEST).unlink()
+    (tmp_path / BEST).write_bytes(raw[:-1])  # a file of its own now
+    assert store.best(1)[1]["state"]["updates"] == 1
+    save(store, 3)
+    with pytest.raises(StorageError, match=BEST):
+        store.best(1)
+
+
+def test_no_room_is_found_before_training_and_no_more_is_asked_for_than_the_run_can_fill(tmp_path):
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    many = Checkpoints(tmp_path, keep_last=1_000_000)
+    many.check(free // 10, saves=2)
+    with pytest.raises(StorageError):
+        many.check(free // 10, saves=20)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("canary",)
+
+
+def renamed(found: dict) -> dict:
+    return {**found, "state": {**found["state"], "steps": 1}}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [1, 2], {}, {"state": Bomb()}, {"state": {"updates": 1}}, renamed(content(1)),
+        content(1) | {"metrics_bytes": -1}, content(1) | {"metrics_bytes": "many"}, content(1) | {"threads": None},
+        content(1) | {"optimizer": [1]}, content(1) | {"config": {1: 2}}, content(1) | {"hashes": {"corpus": 5}},
+        {**content(1), "state": {**content(1)["state"], "tokens": "1e999"}},
+        {name: part for name, part in content(1).items() if name != "scaler"},
+    ],
+)  # fmt: skip
+def test_a_file_of_another_program_or_layout_is_one_line_and_runs_nothing(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    torch.save(other, tmp_path / "checkpoint_step_1.pt")
+    with pytest.raises(InputError, match=r"checkpoint_step_1\.pt"):
+        load(tmp_path / "checkpoint_step_1.pt")
+    (tmp_path / "checkpoint_step_1.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"checkpoint_step_1\.pt"):
+        load(tmp_path / "checkpoint_step_1.pt")
+    assert os.listdir(tmp_path) == ["checkpoint_step_1.pt"]
+
+
+def test_a_deleted_directory_is_a_storage_error_and_stays_deleted(make_trainer):
+    trainer = make_trainer(save_every=2, log_every=99, eval_every=99)
+
+    def delete() -> bool:
+        if trainer.state.updates == 3:
+            for file in sorted(trainer.record.directory.rglob("*"), reverse=True):
+                file.rmdir() if file.is_dir() else file.unlink()
+            trainer.record.directory.rmdir()
+        return False
+
+    trainer.should_stop = delete
+    with pytest.raises(StorageError):
+        trainer.train()
+    for write in (trainer.record.curves, lambda: trainer.record.result({}), lambda: trainer.record.time(step=1)):
+        with pytest.raises((StorageError, InputError)):
+            write()
+    assert not trainer.record.directory.exists()
