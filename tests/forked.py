@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,20 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return bool(a == b)
+
+
+def load_damaged(path: Path, times: int, rng: random.Random) -> Iterator[str]:
+    """How the checkpoint `path` is read after each of some damages: refused, intact, or (never) silent."""
+    from babylm_train.checkpoint import load
+    from babylm_train.errors import InputError
+
+    raw, whole = path.read_bytes(), load(path)
+    for _ in range(times):
+        path.write_bytes(damaged(raw, rng))
+        try:
+            yield "intact" if equal(load(path), whole) else "silent"
+        except InputError:
+            yield "refused"
 
 
 def import_all() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from forked import SMALL, command, hashed
+from forked import SMALL, command
 
 from babylm_train.checkpoint import load
 from babylm_train.errors import InputError
@@ -153,23 +153,15 @@ def test_checkpoints(refused, tmp_path):
     folder = tmp_path / "other/checkpoints"
     folder.mkdir(parents=True)
     path = folder / "checkpoint_step_1.pt"
-    state = {"state": {"updates": 1}}
     for make, message in (
-        (lambda: torch.save(state, path), "checkpoint_step_1.pt.sha256 is missing"),
-        (
-            lambda: (torch.save(state, path), path.with_name(path.name + ".sha256").write_bytes(b"\xff\xfe")),
-            "is damaged",
-        ),
-        (lambda: (path.write_bytes(pickle.dumps(Touch())), hashed(path)), "is no checkpoint: BadZipFile"),
-        (lambda: (torch.save({"state": Touch()}, path), hashed(path)), "holds more than tensors and plain values"),
-        (lambda: (torch.save([1, 2], path), hashed(path)), "is no checkpoint of this program"),
+        (lambda: torch.save({"state": {"updates": 1}}, path), "is no checkpoint of this program"),
+        (lambda: path.write_bytes(pickle.dumps(Touch())), "is no checkpoint: BadZipFile"),
+        (lambda: torch.save({"state": Touch()}, path), "holds more than tensors and plain values"),
+        (lambda: torch.save([1, 2], path), "is no checkpoint of this program"),
     ):
         make()
         with pytest.raises(InputError, match=message):
             load(path)
-    torch.save(state, path)
-    hashed(path)
-    assert "the checkpoint is of another corpus" in refused(["data.words=1500", f"resume='{path}'"])
     path.write_bytes(path.read_bytes()[:-1])
     assert "no checkpoint there verifies" in refused(["data.words=1500", f"resume={folder}"])
     assert not (tmp_path / "canary").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import SMALL, command, hashed
+from forked import SMALL, command
 
 from babylm_train.checkpoint import load
 from babylm_train.config import check_command_line
@@ -53,7 +53,6 @@ CALLS = {  # a callable that would fire the canary, or read or write what it sho
     "babylm_train.files.shutil.rmtree": "path:precious",
     "babylm_train.build.instantiate": f"config:{{_target_:os.system,command:'{FIRE}'}}",
     "babylm_train.metrics.write_text": "path:canary,text:x",
-    "babylm_train.wandb_process.serve": "",
     "babylm_train.cli.main": "",
 }
 PLACES = {  # where else a fragment can put such a node
@@ -170,7 +169,6 @@ CHECKPOINTS = {
 def test_checkpoints_of_a_stranger(hostile, kind):
     path = hostile / "checkpoint_step_1.pt"
     path.write_bytes(CHECKPOINTS[kind]())
-    hashed(path)
     with pytest.raises(InputError, match=str(path)):
         load(path)
 

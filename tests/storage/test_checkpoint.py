@@ -5,12 +5,13 @@ import pickle
 import random
 import re
 import signal
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
 import torch
 from failpoints import FAULTS, KILL, Failpoints
-from forked import Child, damaged, equal
+from forked import Child, damaged, load_damaged
 
 from babylm_train.checkpoint import BEST, Checkpoints, load, rng_state
 from babylm_train.errors import InputError, StorageError
@@ -107,22 +108,12 @@ def test_what_is_renamed_was_synced_first_and_the_folder_after(tmp_path, history
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_flips_and_truncations_never_load_silently(tmp_path, flips=400):
-    """A damaged file is refused by name, or (a bit of the padding) holds what was saved. `make torture` asks for 5 000."""
-    rng, refused = random.Random(5), 0
-    original = content(1) | {"rng": rng_state()}
-    path = Checkpoints(tmp_path / "c", 1).save(original, ["checkpoint_step_1.pt"])
-    raw = path.read_bytes()
-    for _ in range(flips):
-        path.write_bytes(damaged(raw, rng))
-        try:
-            loaded = load(path)
-        except InputError as error:
-            assert str(path) in str(error)
-            refused += 1
-        else:
-            assert equal(loaded, original)
-    assert refused > 0.9 * flips
+def test_flips_and_truncations_never_load_silently(tmp_path):
+    """A damaged file is refused, or (a bit of the padding) holds what was saved. `make torture` tries thousands."""
+    path = Checkpoints(tmp_path, 1).save(content(1) | {"rng": rng_state()}, ["checkpoint_step_1.pt"])
+    found = Counter(load_damaged(path, 400, random.Random(5)))
+    assert found["silent"] == 0
+    assert found["refused"] > 350
 
 
 def test_damage_in_a_cache_is_built_again(tmp_path):
