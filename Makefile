@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
+.PHONY: train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -16,6 +16,9 @@ torture: $(READY)  ## 324 SIGKILLs and 50 preemptions of whole runs, each compar
 
 fuzz: $(READY)  ## 2 000 random configurations: each trains 2 steps or is refused
 	$(PY) tests/fuzz.py
+
+stories: $(READY)  ## writes the built-in stories and their minimal pairs anew from corpora/hindi_stories; git diff shows a change
+	cd corpora && ../$(PY) -m hindi_stories
 
 lint: $(READY)  ## style, format and types
 	$(PY) -m ruff check .

@@ -279,8 +279,8 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
     import transformers
 
     from babylm_train.data.corpus import describe
-    from babylm_train.data.tokenizer import load_tokenizer, tokenizer_report
-    from babylm_train.data.tokens import tokenize
+    from babylm_train.data.tokenizer import load_tokenizer
+    from babylm_train.data.tokens import describe_tokens, tokenize
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -290,7 +290,7 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
     tokenizer = load_tokenizer(built.tokenizer, corpus, source.cache_dir)
     tokenizer.model_max_length = source.max_length
     train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
-    print(tokenizer_report(tokenizer, train, recipe=built.tokenizer), flush=True)
+    print(describe_tokens(tokenizer, train, recipe=built.tokenizer), flush=True)
     return corpus, tokenizer, train, validation
 
 
@@ -300,7 +300,7 @@ def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
 
     options, source = built.options, built.source
     manager: CurriculumTrainingManager = built.curriculum.begin(
-        difficulty(built.curriculum.strategy, corpus.train, corpus.train_fingerprint, source.cache_dir),
+        difficulty(built.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
         train.words,
         np.diff(train.offsets),
         epochs=options.epochs,

@@ -1,6 +1,6 @@
-"""How long do minimal pairs take? `python benchmarks/pairs.py [pairs a phenomenon]`: GPT-2 40M, vocabulary 32 000.
+"""How long do minimal pairs take? `python benchmarks/pairs.py [times]`: GPT-2 40M, vocabulary 32 000.
 
-The weights are random: speed does not depend on them. The tokenizer is trained on the built-in stories.
+The weights are random: speed does not depend on them. The pairs are the built-in 1 000, scored so many times.
 """
 
 import sys
@@ -9,17 +9,16 @@ import time
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from babylm_train.data.pairs import minimal_pairs
-from babylm_train.data.stories import generate
+from babylm_train.data.read import read_stories, read_story_pairs
 from babylm_train.data.tokenizer import BPE
 from babylm_train.evaluation.pairs import score_pairs
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    tokenizer = BPE(8192, 2).build(generate(100_000, 0))
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    tokenizer = BPE(vocab_size=8192, min_frequency=2).build(read_stories(100_000))
     tokenizer.model_max_length = 512
-    pairs = minimal_pairs(count, 0)
+    pairs = read_story_pairs() * count
     config = GPT2Config(vocab_size=32_000, n_positions=512, n_layer=8, n_embd=512, n_head=8)
     model = GPT2LMHeadModel(config).eval()
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]

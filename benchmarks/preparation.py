@@ -28,7 +28,7 @@ from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import LinearSchedule
 from babylm_train.curriculum.strategy import LengthBasedCurriculum
 from babylm_train.data.packing import EvaluationRows, PackedRows
-from babylm_train.data.text import TextFiles
+from babylm_train.data.read import TextFiles
 from babylm_train.data.tokenizer import BPE
 from babylm_train.data.tokens import tokenize
 from babylm_train.evaluation.loss import evaluate
@@ -74,7 +74,7 @@ def main() -> None:
     print("| what | measured | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
         rest = {"validation": None, "text_field": "text", "max_words": None, "validation_share": 0.05, "seed": 0}
-        source = TextFiles(str(options.file), separator="line", max_length=length, cache_dir=cache, **rest)  # type: ignore[arg-type]
+        source = TextFiles(train=str(options.file), separator="line", max_length=length, cache_dir=cache, **rest)  # type: ignore[arg-type]
         corpus = timed("load, clean, deduplicate", "under 15 s", source.load)
         recipe = BPE(vocab_size=options.vocabulary, min_frequency=2)
         tokenizer = timed("train the tokenizer", "under 10 s", lambda: recipe.build(corpus.train))

@@ -20,6 +20,7 @@ import multiprocessing
 import platform
 import re
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ Ids = list[list[int]]
 def texts(file: Path | None) -> list[str]:
     """Some documents, WORDS words in all."""
     if file is None:
-        from babylm_train.data.stories import generate
+        sys.path.append(str(Path(__file__).parents[1] / "corpora"))
+        from hindi_stories.stories import generate
 
         return generate(WORDS, 0)
     data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()

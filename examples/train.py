@@ -11,7 +11,7 @@ from transformers import GPT2Config
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule
 from babylm_train.curriculum.strategy import NoCurriculum
-from babylm_train.data.stories import Stories
+from babylm_train.data.read import Stories
 from babylm_train.data.tokenizer import BPE
 from babylm_train.data.tokens import tokenize
 from babylm_train.logger import NoLogger

@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 from forked import Child, command, import_all
+from hindi_stories.stories import generate
 
 from babylm_train.config import CONF
-from babylm_train.data.stories import generate
 
 SECONDS = 60  # on a busy machine; a configuration takes 0.3 to 3
 MEMORY = 8 << 30  # bytes of address space beyond this process's own: what asks for more is refused by the kernel

@@ -39,7 +39,8 @@ def test_every_fragment_composes(option):
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder with a text corpus, a tokenizer and a cache that all runs share."""
-    from babylm_train.data.stories import generate
+    from hindi_stories.stories import generate
+
     from babylm_train.data.tokenizer import BPE
 
     folder = tmp_path_factory.mktemp("workplace")

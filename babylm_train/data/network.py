@@ -2,6 +2,9 @@
 
 import os
 import threading
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from babylm_train.errors import InputError
 
@@ -14,35 +17,26 @@ def offline() -> bool:
 
 
 def need_hub(what: str) -> None:
-    """Return if the hub answers, or if HF_HUB_OFFLINE is set (its client then reads its cache only).
-
-    Raises:
-        InputError: beginning with `what`, after at most `TIMEOUT` seconds.
-    """
-    if offline():
-        return
+    """Returns if the hub answers, or if HF_HUB_OFFLINE is set. Raises InputError that begins with `what`."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    answered = threading.Event()
+    answers: list[bool] = []
     # A thread, because looking up a name has no time limit of its own.
-    thread = threading.Thread(target=_ask, args=(endpoint, answered), daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if not answered.is_set():
-        raise InputError(
-            f"{what}: {endpoint} does not answer; give a local path, "
-            "or set HF_HUB_OFFLINE=1 if the local Hugging Face cache holds it"
-        )
+    thread = threading.Thread(target=lambda: answers.append(_answers(endpoint)), daemon=True)
+    if not offline():
+        thread.start()
+        thread.join(TIMEOUT)
+        if answers != [True]:
+            raise InputError(
+                f"{what}: {endpoint} does not answer; give a local path, "
+                "or set HF_HUB_OFFLINE=1 if the local Hugging Face cache holds it"
+            )
 
 
-def _ask(endpoint: str, answered: threading.Event) -> None:
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
+def _answers(endpoint: str) -> bool:
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=TIMEOUT).close()
-        answered.set()
-    except HTTPError:
-        answered.set()  # refused, but there: its client says why
+    except HTTPError:  # refused, but there: its client says why
+        return True
     except (OSError, ValueError, HTTPException):
-        pass
+        return False
+    return True

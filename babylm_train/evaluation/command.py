@@ -227,7 +227,7 @@ def read_texts(pattern: str, text_field: str, separator: Literal["line", "blank_
         InputError: naming the file.
     """
     from babylm_train.data.corpus import fold
-    from babylm_train.data.text import find_files, read_files
+    from babylm_train.data.read import find_files, read_files
 
     by_source: dict[str, list[str]] = {}
     for document in read_files(find_files("text", pattern), text_field, separator, key="text_field"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from babylm_train.data.text import read_lines
+from babylm_train.data.read import read_lines
 from babylm_train.errors import InputError
 from babylm_train.evaluation.likelihood import encode, token_log_probabilities
 from babylm_train.files import check_record

@@ -78,7 +78,7 @@ def places(order: np.ndarray) -> dict[str, np.ndarray]:
 
 def shorten(text: str) -> str:
     """A document on one line, cut between words at WIDTH characters."""
-    from babylm_train.data.corpus import printable
+    from babylm_train.errors import printable
 
     line = " ".join(text.split())
     if len(line) > WIDTH:
@@ -206,7 +206,7 @@ def main() -> None:
         corpus = source.load()
         print(describe(corpus), flush=True)
         scores = {
-            name: difficulty(strategy, corpus.train, corpus.train_fingerprint, source.cache_dir)
+            name: difficulty(strategy, corpus.train, corpus.train.fingerprint, source.cache_dir)
             for name, strategy in found.items()
         }
         for path in write(directory, scores, corpus.train, corpus.train.words):

@@ -9,7 +9,7 @@ from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import LinearSchedule
 from babylm_train.curriculum.strategy import LengthBasedCurriculum
 from babylm_train.data.packing import PackedRows
-from babylm_train.data.stories import Stories
+from babylm_train.data.read import Stories
 from babylm_train.data.tokenizer import BPE, Byte, Character, Unigram, WordPiece
 from babylm_train.data.tokens import tokenize
 

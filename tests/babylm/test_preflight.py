@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from exported import nano
+from hindi_stories.pairs import minimal_pairs
+from hindi_stories.stories import generate
 
 from babylm_train import cli
 from babylm_train.babylm import preflight
-from babylm_train.data.pairs import minimal_pairs
-from babylm_train.data.stories import generate
 from babylm_train.data.tokenizer import Byte
 from babylm_train.evaluation import command as evaluate
 from babylm_train.evaluation.pairs import read_pairs, score_pairs

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hindi_stories.stories import generate
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from babylm_train.config import CONF
-from babylm_train.data.stories import generate
 from babylm_train.errors import PreemptedError
 
 EPOCHS, DOCUMENTS = 4, 40

@@ -1,23 +1,15 @@
-"""`data=stories`: mini-stories in Hindi from our own grammar, and minimal pairs over what they leave out.
+"""Mini-stories in Hindi from our own grammar: lexicon.tsv, plots.txt and the rules are ours, so no licence applies."""
 
-Nothing is downloaded and no licence applies: lexicon.tsv, plots.txt and the grammar are ours.
-"""
-
-import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from babylm_train.data import lexicon, pairs
-from babylm_train.data.corpus import Corpus, check_options, load_corpus
-from babylm_train.data.grammar import NP, PERFECTIVE, Clause, Pair, Phrase, Pronoun, finite, held_out, noun, predicate
-from babylm_train.data.lexicon import Adjective, Noun, Verb, copula, nfc
-from babylm_train.errors import InputError
-from babylm_train.state import Document, MinimalPair
+from hindi_stories import lexicon
+from hindi_stories.grammar import NP, PERFECTIVE, Clause, Pair, Phrase, Pronoun, finite, held_out, noun, predicate
+from hindi_stories.lexicon import Adjective, Noun, Verb, copula, nfc
 
-PAIRS_PER_PHENOMENON = 200
 LEVELS = (1, 2, 3, 4, 5)
 SCENES, SCENE = 1 / 3, 2  # share of the stories told in scenes, and a scene's sentences
 
@@ -55,52 +47,13 @@ _NEEDS = {nfc(verb): nfc(need) for verb, need in (("खाना", "भूख"),
 _NUMERALS = ("दो", "तीन", "चार", "पाँच", "कई", "बहुत से", "कुछ")
 
 
-@dataclass(frozen=True)
-class Stories:
-    """The built-in corpus: `words` words of stories, `validation_share` of the documents held back for validation.
-
-    `max_length` is the length of a row in tokens, read where rows are packed.
-    """
-
-    words: int
-    seed: int
-    validation_share: float
-    max_length: int
-    cache_dir: str
-
-    def __post_init__(self) -> None:
-        if self.words < 1:
-            raise InputError(f"data.words must be at least 1, got {self.words}")
-        check_options(
-            validation_share=self.validation_share, seed=self.seed, max_words=None, max_length=self.max_length
-        )
-
-    def load(self) -> Corpus:
-        """The corpus with its minimal pairs, from the cache if it was made before.
-
-        Raises:
-            InputError: a value is out of range; the message names the key.
-        """
-        return load_corpus(
-            lambda: ((Document(text, "stories") for text in generate(self.words, self.seed)), None),
-            identity={"stories": self.words, "seed": self.seed, "grammar": _source_hash()},
-            cache_dir=self.cache_dir,
-            validation_share=self.validation_share,
-            seed=self.seed,
-            max_words=None,
-            pairs=minimal_pairs(PAIRS_PER_PHENOMENON, self.seed),
-        )
-
-
 def generate(words: int, seed: int) -> list[str]:
     """Mini-stories of all levels, shuffled, until they hold at least `words` words.
 
     Two of three stories are one document each; of the third, each scene of SCENE sentences is one. So documents differ
     in length, and any kind of sentence can be a document's first: a sentence alone is no surprise to the model.
-    The same for the same seed, on every machine. Raises InputError if `words` is below 1.
+    The same for the same seed, on every machine; fewer words are the beginning of more.
     """
-    if words < 1:
-        raise InputError(f"data.words must be at least 1, got {words}")
     rng = random.Random(f"stories {seed}")
     documents: list[str] = []
     count = 0
@@ -110,14 +63,6 @@ def generate(words: int, seed: int) -> list[str]:
         size = SCENE if rng.random() < SCENES else len(sentences)
         documents += [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]
     return documents
-
-
-def minimal_pairs(per_phenomenon: int, seed: int) -> list[MinimalPair]:
-    """`per_phenomenon` different pairs for each of gender, number, ergative, postposition and word_order.
-
-    Each turns on a noun and a verb or adjective that never meet in a clause of the training text.
-    """
-    return pairs.minimal_pairs(per_phenomenon, seed)
 
 
 def tell(rng: random.Random, level: int, plot: list[str]) -> list[str]:
@@ -130,13 +75,6 @@ def plots() -> list[list[str]]:
     """The plots, each a list of the cast and the beats."""
     lines = nfc(PLOTS.read_text(encoding="utf-8")).splitlines()
     return [[part.strip() for part in line.split("|")] for line in lines if not line.startswith("#")]
-
-
-@cache
-def _source_hash() -> str:
-    here = Path(__file__).parent
-    files = [here / name for name in ("lexicon.py", "grammar.py", "pairs.py", "stories.py", "lexicon.tsv", "plots.txt")]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from babylm_train.data.lexicon import (
+from hindi_stories.lexicon import (
     Adjective,
     Noun,
     Verb,

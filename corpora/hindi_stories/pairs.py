@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-from babylm_train.data.grammar import NP, Agreement, Clause, held_out, predicate
-from babylm_train.data.lexicon import Adjective, Noun, Verb, lexicon, nfc
-from babylm_train.errors import InputError
 from babylm_train.state import MinimalPair
+from hindi_stories.grammar import NP, Agreement, Clause, held_out, predicate
+from hindi_stories.lexicon import Adjective, Noun, Verb, lexicon, nfc
 
 Drafted = tuple[str, str]  # the good and the bad sentence, without the danda
 
@@ -22,10 +21,8 @@ _UNGRADED = ("mass", "elder", "name")
 def minimal_pairs(per_phenomenon: int, seed: int) -> list[MinimalPair]:
     """`per_phenomenon` different pairs a phenomenon; the same for the same seed.
 
-    Raises InputError if `per_phenomenon` is below 1.
+    Each turns on a noun and a verb or adjective that never meet in a clause of the stories.
     """
-    if per_phenomenon < 1:
-        raise InputError(f"per_phenomenon must be at least 1, got {per_phenomenon}")
     result: list[MinimalPair] = []
     for phenomenon, drafts in _PHENOMENA.items():
         rng = random.Random(f"{phenomenon} {seed}")

@@ -1,0 +1,273 @@
+"""What conf/data names: files of every kind give the same documents, and what cannot be read names its place."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import socket
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from pydantic import ValidationError
+
+from babylm_train.data import network, read
+from babylm_train.data.corpus import Corpus
+from babylm_train.data.read import HubDataset, Stories, TextFiles, read_stories
+from babylm_train.errors import InputError, one_line
+
+COMMON = {"text_field": "text", "max_words": None, "validation_share": 0.5, "seed": 0, "max_length": 8}
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACK[".zst"] = lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True)
+
+
+def files(tmp_path: Path, train, validation=None, separator="line", **options) -> TextFiles:
+    chosen = {**COMMON, "cache_dir": str(tmp_path / "cache"), **options}
+    return TextFiles(train=train, validation=validation, separator=separator, **chosen)
+
+
+def hub(tmp_path: Path, name: str, **options) -> HubDataset:
+    chosen = {**COMMON, "revision": None, "config_name": None, "train_split": "train", "validation_split": None}
+    return HubDataset(name=name, **{**chosen, "cache_dir": str(tmp_path / "cache"), **options})
+
+
+def write(path: Path, content: bytes | str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(PACK.get(path.suffix, bytes)(data))
+    return str(path)
+
+
+def table(path: Path, columns: list, names: list[str]) -> str:
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(c) for c in columns], names), path)
+    return str(path)
+
+
+def documents(corpus: Corpus) -> list[str]:
+    return sorted([*corpus.train, *corpus.validation])
+
+
+TEXTS = ["राम घर", "सीता वन", "a b"]
+ROWS = "".join(json.dumps({"text": t, "source": "s"}) + "\n\n" for t in TEXTS)
+
+
+@pytest.mark.parametrize("suffix", ["", *PACK])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "\ufeff" + "\r\n".join(TEXTS)), ("a.train", "\n".join(TEXTS)), ("a.dev", "\n".join(TEXTS)),
+     ("a.jsonl", ROWS), ("a.json", ROWS)],
+)  # fmt: skip
+def test_every_kind_of_file_gives_the_same(tmp_path, name, content, suffix):
+    corpus = files(tmp_path, write(tmp_path / (name + suffix), content)).load()
+    assert documents(corpus) == sorted(TEXTS)
+    assert corpus.report["read"] == 3
+
+
+def test_archives_give_what_they_hold_and_name_the_rest(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (("train_10M/a.train", TEXTS[0]), ("b.jsonl", ROWS), ("README.md", "x"), ("c.txt.gz", "")):
+            archive.writestr(name, content if not name.endswith("gz") else gzip.compress(b"more\n"))
+    assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == sorted([*TEXTS, "more"])
+    assert "README.md" in capsys.readouterr().out
+    for data in (b"", b"no archive", (tmp_path / "corpus.zip").read_bytes()[:-30]):
+        (tmp_path / "broken.zip").write_bytes(data)
+        with pytest.raises(InputError, match=r"cannot read .*broken\.zip"):
+            files(tmp_path, str(tmp_path / "broken.zip")).load()
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_broken_archives(tmp_path, suffix):
+    whole = PACK[suffix](os.urandom(99).hex().encode() * 9)
+    for data in (whole[:-12], b"no archive"):
+        path = tmp_path / f"a.txt{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"cannot read .*a\.txt{suffix}: "):
+            files(tmp_path, str(path)).load()
+
+
+def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
+    path = write(tmp_path / "a.txt", "एक\nदो\n\n \nतीन\n\ufeff\nचार\n \u200b\t\r\nपाँच\n\u2060\u00ad\nछह\n\n")
+    assert documents(files(tmp_path, path, separator="blank_line").load()) == sorted(
+        ["एक\nदो", "तीन", "चार", "पाँच", "छह"]
+    )
+    assert documents(files(tmp_path, path).load()) == sorted(["एक", "दो", "तीन", "चार", "पाँच", "छह"])
+    joined = write(tmp_path / "joined.jsonl", '\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n\ufeff\n')
+    assert documents(files(tmp_path, joined).load()) == ["a", "b"]
+
+
+def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
+    for name, text in {"हिन्दी/a.txt": "एक", "हिन्दी/deep/b.txt": "दो", "brackets [v2]/c [1].txt": "तीन",
+                       "brackets v/d.txt": "चार", "x*y/e.txt": "पाँच"}.items():  # fmt: skip
+        write(tmp_path / name, text)
+    for pattern, found in {
+        "हिन्दी/**/*.txt": ["एक", "दो"],
+        "brackets [v2]/*.txt": ["तीन"],
+        "brackets [v2]/c [1].txt": ["तीन"],
+        "*s [v2]/c [1].*": ["तीन"],
+        "brackets [uv]/*.txt": ["चार"],
+        "x*y/*.txt": ["पाँच"],
+    }.items():
+        both = files(tmp_path, [str(tmp_path / pattern), write(tmp_path / "more.txt", "x")], str(tmp_path / pattern))
+        assert list(both.load().validation) == found
+
+
+def test_what_changed_is_read_again(tmp_path):
+    path = write(tmp_path / "a.txt", "एक\nदो")
+    first = files(tmp_path, path).load()
+    assert files(tmp_path, path).load().fingerprint == first.fingerprint
+    write(tmp_path / "a.txt", "एक\nतीन")
+    assert documents(files(tmp_path, path).load()) == sorted(["एक", "तीन"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "data.train holds no document"),
+        ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
+        ("a.txt", b"\xef\xbb\xbfab\xffc\n", "a.txt, line 1, byte 6: not UTF-8 (0xff)"),
+        ("a.txt", b"\xff\xfe\x00abc\n", "a.txt, line 1: this is UTF-16"),
+        ("a.txt.gz", b"ok\nab\x00", "a.txt.gz, line 2, byte 3: NUL"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2: broken JSON: Expecting value: column 10"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: a JSON object a line is expected"),
+        ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
+        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b'{"text": "a\\u0000"}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b"[" * 200_000, "a.jsonl, line 1: "),
+        ("a.jsonl", b'{"text": ' + b"1" * 9999, "a.jsonl, line 1: "),
+        ("a.parquet", b"PAR1 not at all", "cannot read"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path, name, content, message):
+    with pytest.raises(InputError) as caught:
+        files(tmp_path, write(tmp_path / name, content)).load()
+    assert message in one_line(caught.value)
+
+
+def test_columns_of_parquet(tmp_path):
+    path = table(tmp_path / "a.parquet", [[*TEXTS, None], ["s"] * 4, [1] * 4], ["text", "source", "a.b"])
+    corpus = files(tmp_path, path).load()
+    assert (documents(corpus), corpus.report["dropped"]["empty"]) == (sorted(TEXTS), 1)
+    nested = [{"b": "inner"}, {"b": "inner too"}]
+    dotted = table(tmp_path / "dotted.parquet", [nested, TEXTS[:2]], ["a", "a.b"])
+    assert documents(files(tmp_path, dotted, text_field="a.b").load()) == sorted(TEXTS[:2])
+    coded = tmp_path / "coded.parquet"
+    parquet.write_table(pyarrow.table({"text": pyarrow.array(TEXTS).dictionary_encode()}), coded)
+    assert documents(files(tmp_path, str(coded)).load()) == sorted(TEXTS)
+    for columns, names, message in (
+        ([TEXTS], ["content"], "no field text (data.text_field); there are: content"),
+        ([nested], ["a"], "no field text (data.text_field); there are: a"),
+        ([TEXTS, TEXTS], ["text", "text"], "two fields text (data.text_field)"),
+        ([[["a"], ["b"]]], ["text"], "row 1: the text field is a list, not text"),
+        ([nested], ["text"], "row 1: the text field is a dict, not text"),
+        ([[b"a", b"b"]], ["text"], "row 1: the text field is a bytes, not text"),
+        ([[1.5, 2.5]], ["text"], "row 1: the text field is a float, not text"),
+        ([], [], "no field text (data.text_field); there are: none"),
+    ):
+        with pytest.raises(InputError) as caught:
+            files(tmp_path, table(tmp_path / "bad.parquet", columns, names)).load()
+        assert f"bad.parquet{', ' if message.startswith('row') else ': '}{message}" in str(caught.value)
+
+
+def test_reading_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(read, "MAX_FILE_BYTES", 50_000)
+    with pytest.raises(InputError, match=r"line\.txt\.gz, line 2 is longer than 1,000 bytes"):
+        files(tmp_path, write(tmp_path / "line.txt.gz", b"short\n" + b"a" * 1001)).load()
+    with pytest.raises(InputError, match=r"bomb\.txt\.xz holds more than 50,000 bytes"):
+        files(tmp_path, write(tmp_path / "bomb.txt.xz", b"aaaaaaa\n" * 100_000)).load()
+
+
+def test_wrong_names_are_found_at_once(tmp_path):
+    good = write(tmp_path / "a.txt", "एक\nदो")
+    write(tmp_path / "b.csv", "x")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    for train, validation, options, message in [
+        (str(tmp_path / "none.txt"), None, {}, "data.train: no such file: "),
+        (str(tmp_path / "*.jsonl"), None, {}, "data.train: no file matches "),
+        (str(tmp_path), None, {}, "is a folder; give a glob"),
+        (str(tmp_path / "*.csv"), None, {}, "b.csv does not end in one of .txt"),
+        (str(tmp_path / "pipe.txt"), None, {}, "pipe.txt is no regular file"),
+        ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no regular file"),
+        (str(tmp_path / "loop.txt"), None, {}, "data.train: "),
+        ("क" * 300 + ".txt", None, {}, "no such file: "),
+        ("", None, {}, "data.train"),
+        ([], None, {}, "data.train names no file"),
+        (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
+        (good, None, {"separator": "page"}, "separator"),
+        (good, None, {"max_length": 1}, "max_length"),
+        (good, None, {"max_words": 0}, "max_words"),
+        (7, None, {}, "train"),
+    ]:
+        with pytest.raises((InputError, ValidationError)) as caught:
+            files(tmp_path, train, validation, **options)
+        assert message in str(caught.value)
+
+
+def test_hub_dataset_from_local_paths(tmp_path, capsys):
+    from datasets import Dataset, DatasetDict
+
+    folder = tmp_path / "files"
+    write(folder / "train.jsonl", "".join(json.dumps({"text": t, "source": "s"}) + "\n" for t in TEXTS))
+    write(folder / "wiki.txt", "left\n")
+    write(folder / "README.md", "about")
+    assert documents(hub(tmp_path, str(folder)).load()) == sorted(TEXTS)
+    said = capsys.readouterr().out
+    assert "wiki.txt" in said
+    assert "README" not in said
+    data = Dataset.from_dict({"text": TEXTS})
+    DatasetDict({"train": data, "validation": Dataset.from_dict({"text": ["ab"]})}).save_to_disk(tmp_path / "saved")
+    data.save_to_disk(tmp_path / "one")
+    saved = hub(tmp_path, str(tmp_path / "saved"), validation_split="validation").load()
+    assert (list(saved.train), list(saved.validation)) == (TEXTS, ["ab"])
+    assert documents(hub(tmp_path, str(tmp_path / "one")).load()) == sorted(TEXTS)
+    write(tmp_path / "packed/x.zip", b"")
+    for name, options, message in [
+        (str(folder), {"validation_split": "test"}, "split test: "),
+        (str(folder), {"text_field": "body"}, "no field body (data.text_field); there are: text, source"),
+        (str(folder), {"revision": "main"}, "is a local path and has no revision"),
+        (str(folder / "wiki.txt"), {}, "is a file; read it with data=text"),
+        (str(tmp_path / "packed"), {}, "x.zip is packed"),
+        ("./nowhere", {}, "data.name: no such path"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            hub(tmp_path, name, **options).load()
+        assert message in str(caught.value)
+
+
+def test_no_network_is_told_instead_of_waited_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(network, "TIMEOUT", 0.5)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for revision in (None, "a" * 40):
+            with pytest.raises(InputError, match=r"data\.name=owner/name.* does not answer"):
+                hub(tmp_path, "owner/name", revision=revision).load()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"data\.revision=main is no commit"):
+        hub(tmp_path, "owner/name").load()
+
+
+def test_stories_take_the_first_words_and_set_documents_aside_by_the_seed(tmp_path):
+    def load(words: int, seed: int) -> Corpus:
+        options = {"validation_share": 0.1, "max_length": 8, "cache_dir": str(tmp_path)}
+        return Stories(words=words, seed=seed, **options).load()
+
+    one, other, more = load(2000, 0), load(2000, 1), load(4000, 0)
+    assert documents(one) == documents(other) == sorted(read_stories(2000))
+    assert list(one.validation) != list(other.validation)
+    assert len(one.validation) == round(0.1 * len(documents(one)))
+    assert set(documents(one)) < set(documents(more))
+    assert 2000 <= one.train.words.sum() + one.validation.words.sum() < 2100
+    assert sum(len(text.split()) for text in read_stories(read.STORY_WORDS)) >= read.STORY_WORDS
+    assert len(one.pairs) == 1000
+    for words in (0, read.STORY_WORDS + 1):
+        with pytest.raises(ValidationError, match="words"):
+            load(words, 0)
