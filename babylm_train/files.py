@@ -48,6 +48,7 @@ def replaced(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
+            path.parent.stat()  # raises where it is gone
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 _remove(left)
             yield aside

@@ -30,7 +30,7 @@ class Record:
         """Begins, or goes on after `offset` bytes of metrics.jsonl; what a killed run wrote later is cut off.
 
         Raises:
-            InputError: metrics.jsonl is shorter than the checkpoint says. StorageError: it cannot be written.
+            InputError: metrics.jsonl is damaged, or shorter than the checkpoint says. StorageError: it cannot be written.
         """
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,7 @@ class Record:
                         f"{self.metrics} has {file.tell()} bytes, but its checkpoint was taken at byte {offset}"
                     )
                 file.truncate(offset)
+        self.lines()
 
     def offset(self) -> int:
         """Bytes of metrics.jsonl, all of them on disk: what a checkpoint remembers. Raises StorageError."""

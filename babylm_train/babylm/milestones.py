@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babylm_train.babylm.track import name_of
-from babylm_train.files import link, read, replaced
+from babylm_train.files import link, read, replaced, storage_errors
 from babylm_train.model.export import write_model
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Milestones:
         if all(name in there and asdict(there[name]).items() >= clock.items() for name in due):
             return
         result = self.check()
+        self._make_directory()
         newest = [self.directory / name for name, revision in there.items() if revision.words < state.words][-1:]
         for name, mark in due.items():
             record = Revision(name, mark, **clock, check_loss=result.loss, check_tokens=result.tokens)
@@ -89,8 +90,13 @@ class Milestones:
         for path, revision in revisions(other):
             target = self.directory / path.name
             if revision.words <= words and revision.mark in self.marks and not target.exists():
+                self._make_directory()
                 with replaced(target) as aside:
                     shutil.copytree(path, aside, copy_function=link)
+
+    def _make_directory(self) -> None:
+        with storage_errors(self.directory):
+            self.directory.mkdir(exist_ok=True)  # without its parent: that may have been deleted
 
 
 def revisions(directory: Path) -> list[tuple[Path, Revision]]:

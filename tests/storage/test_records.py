@@ -1,0 +1,106 @@
+"""Files that are read back, whatever they hold instead: one line that names the file, or a cache that is built again."""
+
+import dataclasses
+import os
+
+import pytest
+
+from babylm_train.errors import InputError, StorageError
+from babylm_train.files import read, read_lines, replaced, write_json
+from babylm_train.metrics import Record, draw_curves
+
+
+@dataclasses.dataclass
+class Known:
+    status: str
+    updates: int
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+
+GOOD = b'{"status": "finished", "updates": 3}'
+DAMAGED = [
+    b"", b"\n", b"null", b"3", b'"text"', b"[]", b"{}", b"[1, 2", GOOD[:-1], GOOD + GOOD, b"\x00" * 64, b"\xff\xfe{}",
+    GOOD.replace(b"3", b"three"), GOOD.replace(b"3", b"null"), GOOD.replace(b"3", b"3.5"), GOOD.replace(b"3", b"[3]"),
+    GOOD.replace(b"3", b"9" * 5000), GOOD.replace(b"3", b"1e999"), GOOD.replace(b"3", b"NaN"), GOOD.replace(b"3", b"{}"),
+    GOOD.replace(b'"finished"', b"7"), GOOD.replace(b"finished", b"\\ud800"), GOOD.replace(b"finished", b"\xc3("),
+    GOOD.replace(b"status", b"Status"), b'{"updates": 3}', b'{"losses": ["a"], "status": "x", "updates": 3}',
+    b"[" * 100_000, b'{"a":' * 100_000, b"{'status': 1}",
+]  # fmt: skip
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{n}: &{n} [*{o}, *{o}, *{o}, *{o}]\n" for o, n in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+YAML = [
+    LAUGHS.encode(), b"a: &a [*a]", b"a: !!python/object/apply:os.mkdir [canary]", b"a: b: c", b"\ta: 1", b"- 1\n- 2", b"a: [1", b"&", b"%",
+    b"status: finished\nupdates: " + b"9" * 5000, b"? [1, 2]\n: 3", b"\xf0\x9f", b"status: 2026-11-25\nupdates: 3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".jsonl"])
+def test_whatever_a_file_holds_it_is_one_line_that_names_it(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"record{suffix}"
+    for content in DAMAGED + YAML * (suffix == ".yaml"):
+        if suffix == ".yaml" and content in (GOOD.replace(b"3", b"9" * 5000), b"{'status': 1}"):
+            continue
+        path.write_bytes(content + b"\n" * (suffix == ".jsonl"))
+        with pytest.raises(InputError, match=path.name):
+            read_lines(path, Known) if suffix == ".jsonl" else read(path, Known)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_place_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    for name in ("pipe.json", "folder.json", "loop.json", "endless.json", "missing.json"):
+        for reader in (read, read_lines):
+            with pytest.raises(InputError, match=name):
+                reader(tmp_path / name, Known)
+
+
+def test_what_is_right_is_read(tmp_path):
+    write_json(tmp_path / "a.json", {"status": "पूरा", "updates": 3, "more": 1})
+    assert read(tmp_path / "a.json", Known) == Known("पूरा", 3)
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + GOOD + b"\n" + GOOD[:9])
+    assert read_lines(tmp_path / "a.jsonl", Known) == [Known("finished", 3)] * 2
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n{}\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_lines(tmp_path / "a.jsonl", Known)
+
+
+def test_a_folder_is_replaced_as_a_whole_and_leftovers_go(tmp_path):
+    (tmp_path / ".model.1.tmp").mkdir()
+    for text in ("old", "new"):
+        with replaced(tmp_path / "model") as aside:
+            aside.mkdir()
+            (aside / text).write_text(text)
+    assert [p.name for p in tmp_path.rglob("*")] == ["model", "new"]
+    with pytest.raises(StorageError):
+        with replaced(tmp_path / "gone/model") as aside:
+            aside.mkdir(parents=True)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_record_goes_on_where_its_checkpoint_was_taken(tmp_path):
+    record = Record(tmp_path)
+    record.start()
+    record.log(step=1)
+    offset = record.offset()
+    record.log(step=2)
+    record.start(offset)
+    record.log(step=3)
+    assert [line["step"] for line in record.lines()] == [1, 3]
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        record.start(1000)
+    record.metrics.write_bytes(b"{]\n" * 333)
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        record.start(999)
+
+
+def test_curves_are_drawn_whatever_was_logged(tmp_path):
+    from matplotlib.image import imread
+
+    lines = [{"step": 0, "threshold": 0.5, "curriculum/documents": 3}, {"step": 2, "train/loss": 3.0, "val/loss": None}]
+    for content in (lines, [], [{"step": 1, "val/loss": 2.0, "grad_norm": 1e30}]):
+        assert imread(draw_curves(content, tmp_path / "curves.png")).shape == (800, 1200, 4)
