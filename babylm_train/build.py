@@ -296,11 +296,11 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
 
 def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> CurriculumTrainingManager:
     """The curriculum, with the documents' difficulty and the clock of this run."""
-    from babylm_train.curriculum.scores import difficulty
+    from babylm_train.curriculum.strategy import score_documents
 
     options, source = built.options, built.source
     manager: CurriculumTrainingManager = built.curriculum.begin(
-        difficulty(built.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
+        score_documents(built.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
         train.words,
         np.diff(train.offsets),
         epochs=options.epochs,

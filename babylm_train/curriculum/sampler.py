@@ -9,24 +9,23 @@ With `single_pass` a slice is one pass over its pool. The total is fixed before 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, arguments
 from babylm_train.state import EpochSlice
 
 log = logging.getLogger(__name__)
 
-PACINGS = ("matched", "single_pass")
-THRESHOLDS_ON = ("rank", "words", "score")
 SHUFFLE = 0x5EED  # keeps the shuffling stream apart from other uses of the seed
 
 
+@arguments(frozen=False)
 class CurriculumTrainingManager:
-    """Decides what each epoch trains on.
+    """Decides what each epoch trains on: `begin` once, then `prepare_epoch` and, as losses come, `report_performance`.
 
     Args:
         strategy, schedule: how documents are ranked, and which share of them is admitted when.
@@ -36,25 +35,14 @@ class CurriculumTrainingManager:
         seed: of the shuffles and of the tie-break between equal scores.
     """
 
-    def __init__(
-        self,
-        strategy: Any,
-        schedule: Any,
-        pacing: str = "matched",
-        threshold_on: str = "rank",
-        min_pool: int = 1,
-        seed: int = 0,
-    ) -> None:
-        if pacing not in PACINGS:
-            raise InputError(f"curriculum.pacing must be one of {', '.join(PACINGS)}, got {pacing}")
-        if threshold_on not in THRESHOLDS_ON:
-            raise InputError(f"curriculum.threshold_on must be one of {', '.join(THRESHOLDS_ON)}, got {threshold_on}")
-        if seed < 0:
-            raise InputError(f"curriculum.seed must not be negative, got {seed}")
-        if min_pool < 1:
-            raise InputError(f"curriculum.min_pool must be at least 1, got {min_pool}")
-        self.strategy, self.schedule, self.pacing, self.threshold_on = strategy, schedule, pacing, threshold_on
-        self.min_pool, self.seed = min_pool, seed
+    strategy: Any  # a Curriculum
+    schedule: Any  # a Schedule
+    pacing: Literal["matched", "single_pass"] = "matched"
+    threshold_on: Literal["rank", "words", "score"] = "rank"
+    min_pool: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
         self.history: list[tuple[float, float]] = []
         self.records: list[dict[str, Any]] = []  # one an epoch that has begun
 
@@ -84,11 +72,8 @@ class CurriculumTrainingManager:
         self.targets = self.words if targets is None else np.asarray(targets, dtype=np.int64)
         if not len(self.scores):
             raise InputError("the training split has no document")
-        bad = np.flatnonzero(~np.isfinite(self.scores))
-        if len(bad):
-            raise InputError(
-                f"curriculum.strategy {self.strategy.name}: document {bad[0]} has the score {self.scores[bad[0]]}"
-            )
+        for bad in np.flatnonzero(~np.isfinite(self.scores)):
+            raise InputError(f"curriculum.strategy: document {bad} has the score {self.scores[bad]}")
         self.ranked = np.lexsort((_hash(len(self.scores), self.seed), self.scores))
         self.cumulative_targets = np.cumsum(self.targets[self.ranked])
         self.cumulative_words = np.cumsum(self.words[self.ranked])
@@ -99,19 +84,18 @@ class CurriculumTrainingManager:
         return self
 
     def _warn(self) -> None:
-        if not self.strategy.ranks:
-            if self.schedule.threshold(0.0) < 1.0:
-                log.warning("curriculum/strategy=none ranks nothing, so its schedule admits everything throughout")
-        elif len(self.scores) > 1 and self.scores.min() == self.scores.max():
+        adaptive = self.schedule.adaptive or self.strategy.adaptive
+        if not self.strategy.ranks and self.schedule.threshold(0.0) < 1.0:
+            log.warning("curriculum/strategy=none ranks nothing, so its schedule admits everything throughout")
+        if self.strategy.ranks and len(self.scores) > 1 and self.scores.min() == self.scores.max():
             log.warning("every document has the difficulty %g: their order is random", self.scores[0])
-        fixed = not (self.schedule.adaptive or self.strategy.adaptive)
-        if self.strategy.ranks and fixed and all(self.threshold(epoch) >= 1.0 for epoch in range(self.epochs)):
+        if self.strategy.ranks and not adaptive and all(self.threshold(epoch) >= 1.0 for epoch in range(self.epochs)):
             log.warning(
                 "curriculum/strategy=%s ranks, but curriculum/schedule admits everything in every epoch: take "
                 "curriculum/schedule=linear, say, and more than one epoch",
                 self.strategy.name,
             )
-        if self.pacing == "single_pass" and (self.schedule.adaptive or self.strategy.adaptive):
+        if self.pacing == "single_pass" and adaptive:
             log.warning(
                 "single_pass with an adaptive threshold: the LR schedule is sized for the largest pool possible"
             )
@@ -122,15 +106,15 @@ class CurriculumTrainingManager:
         per_epoch = [int(self.cumulative_targets[-1])] * self.epochs
         if self.pacing == "single_pass":
             at = [self.progress(epoch) for epoch in range(self.epochs)]
-            bounds = [min(self.schedule.upper_bound(p), self.strategy.upper_bound(p)) for p in at]
+            own = self.strategy.max_threshold if self.strategy.adaptive else 1.0
+            bounds = [min(self.schedule.upper_bound(p), own) for p in at]
             per_epoch = [int(self.cumulative_targets[self.admitted(c, quiet=True) - 1]) for c in bounds]
         updates = [self._updates(n) for n in per_epoch]
         if self.pacing == "matched" and max_steps:
             bounds_at = [epoch * max_steps // self.epochs for epoch in range(self.epochs + 1)]
             updates = [b - a for a, b in pairwise(bounds_at)]
             per_epoch = [n * self.targets_per_update for n in updates]
-        self.slice_targets, self.slice_updates = per_epoch, updates
-        self.total_updates = sum(updates)
+        self.slice_targets, self.total_updates = per_epoch, sum(updates)
 
     def _updates(self, targets: int) -> int:
         rows = -(-targets // self.max_length)
@@ -173,8 +157,7 @@ class CurriculumTrainingManager:
         Raises:
             InputError: `begin` was not called.
         """
-        if not hasattr(self, "scores"):
-            raise InputError("CurriculumTrainingManager: call begin(scores, words, ...) before prepare_epoch")
+        self._check_begun()
         if epoch == len(self.records):
             self.records.append(self._record(epoch))
         record = self.records[epoch]
@@ -195,6 +178,10 @@ class CurriculumTrainingManager:
             updates=self._updates(targets),
         )
 
+    def _check_begun(self) -> None:
+        if not hasattr(self, "scores"):
+            raise InputError("CurriculumTrainingManager: call begin(scores, words, epochs=...) first")
+
     def _record(self, epoch: int) -> dict[str, Any]:
         threshold = self.threshold(epoch)
         admitted = self.admitted(threshold)
@@ -206,9 +193,6 @@ class CurriculumTrainingManager:
             draw = last["draw"] + finished
             if position and admitted != last["admitted"]:
                 draw, position = draw + 1, 0
-        targets = self.slice_targets[epoch]
-        if self.pacing == "single_pass":
-            targets = pool_targets
         return {
             "threshold": float(threshold),
             "admitted": admitted,
@@ -217,7 +201,7 @@ class CurriculumTrainingManager:
             "pool_targets": pool_targets,
             "draw": draw,
             "position": position,
-            "targets": targets,
+            "targets": pool_targets if self.pacing == "single_pass" else self.slice_targets[epoch],
         }
 
     def progress_at(self, epoch: int, update: int) -> float:
@@ -226,7 +210,12 @@ class CurriculumTrainingManager:
         return (epoch + inside) / self.epochs
 
     def report_performance(self, val_loss: float, progress: float | None = None) -> None:
-        """Tells the adaptive parts a validation loss, at a share of the run (default: the end of the current epoch)."""
+        """Tells the adaptive parts a validation loss, at a share of the run (default: the end of the current epoch).
+
+        Raises:
+            InputError: `begin` was not called.
+        """
+        self._check_begun()
         progress = len(self.records) / self.epochs if progress is None else progress
         self.history.append((float(progress), float(val_loss)))
         if self.strategy.adaptive:
@@ -253,13 +242,3 @@ def _hash(count: int, seed: int) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
-
-
-def exposures(slices: Sequence[EpochSlice], targets: np.ndarray) -> np.ndarray:
-    """How often each document was begun over `slices`, shape (N,)."""
-    seen = np.zeros(len(targets), dtype=np.int64)
-    for part in slices:
-        begin = np.concatenate([[0], np.cumsum(targets[part.order])])[:-1]
-        inside = part.order[(begin >= part.start) & (begin < part.start + part.targets)]
-        seen += np.bincount(inside, minlength=len(targets))
-    return seen

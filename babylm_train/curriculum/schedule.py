@@ -5,64 +5,66 @@ end_threshold, w = warmup_epochs / epochs the share of the run held at s, and
 
     q = clip((p - w) / (1 - w - 1 / epochs), 0, 1)
 
-so that the last epoch runs at e. With w = 1, or one epoch, the threshold is e throughout.
+so that the last epoch runs at e. With w = 1, or one epoch, the threshold is e throughout. Arguments out of range raise
+ValidationError, or InputError where two of them do not fit; both name them.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, ClassVar
 
-from babylm_train.curriculum.adaptive import moved
-from babylm_train.curriculum.checks import number, window
-from babylm_train.errors import InputError
+from pydantic import Field
+
+from babylm_train.curriculum import move_threshold
+from babylm_train.errors import InputError, arguments
 
 KEY = "curriculum.schedule"
 ROUNDING = 1e-12  # progress is a quotient: 1 - 1/epochs and (epochs - 1)/epochs may differ in the last bit
 
 History = Sequence[tuple[float, float]]  # (progress, validation loss) of each validation, oldest first
+Share = Annotated[float, Field(gt=0, le=1)]  # of the training data
+Epochs = Annotated[float, Field(gt=0)]
 
 
-class FullSchedule:
-    """All data always: no curriculum."""
+class Schedule:
+    """What every schedule shares. Subclasses give `threshold`."""
 
-    adaptive = False
+    adaptive: ClassVar[bool] = False  # True: it reads the history
 
     def threshold(self, progress: float, history: History = ()) -> float:
-        """1.0."""
-        return 1.0
+        """Share of the data in (0, 1] at `progress` in [0, 1], after every validation in `history`, if it is read."""
+        raise NotImplementedError
 
     def upper_bound(self, progress: float) -> float:
-        """1.0."""
+        """The largest threshold possible at `progress`: the threshold itself where no history is read."""
+        return self.threshold(progress)
+
+
+@arguments()
+class FullSchedule(Schedule):
+    """All data always: no curriculum."""
+
+    def threshold(self, progress: float, history: History = ()) -> float:
         return 1.0
 
 
-class _Growing:
+@arguments()
+class GrowingSchedule(Schedule):
     """From s to e along `_between(q)`, which a subclass gives."""
 
-    adaptive = False
+    epochs: Epochs
+    start_threshold: Share = 0.2
+    end_threshold: Share = 1.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
 
-    def __init__(
-        self, epochs: float, start_threshold: float = 0.2, end_threshold: float = 1.0, warmup_epochs: float = 0
-    ) -> None:
-        """
-        Args:
-            epochs: epochs of the run, at least a part of one.
-            start_threshold, end_threshold: s and e, shares of the data in (0, 1], s <= e.
-            warmup_epochs: epochs held at s, in [0, epochs].
-
-        Raises:
-            InputError: an argument is out of range; the message names its key.
-        """
-        self.epochs = number(f"{KEY}.epochs", epochs, 0, above=True)
-        self.start_threshold = number(f"{KEY}.start_threshold", start_threshold, 0, 1, above=True)
-        self.end_threshold = number(f"{KEY}.end_threshold", end_threshold, 0, 1, above=True)
-        self.warmup_epochs = number(f"{KEY}.warmup_epochs", warmup_epochs, 0, self.epochs)
-        if self.start_threshold > self.end_threshold:
-            raise InputError(
-                f"{KEY}.start_threshold must not exceed end_threshold, got {start_threshold} > {end_threshold}"
-            )
+    def __post_init__(self) -> None:
+        s, e = self.start_threshold, self.end_threshold
+        if s > e:
+            raise InputError(f"{KEY}.start_threshold must not exceed end_threshold, got {s} > {e}")
+        if self.warmup_epochs > self.epochs:
+            raise InputError(f"{KEY}.warmup_epochs must be in [0, {self.epochs:g}], got {self.warmup_epochs:g}")
 
     def threshold(self, progress: float, history: History = ()) -> float:
-        """Share of the data in [s, e] at `progress` in [0, 1]; `history` plays no part."""
         s, e, w = self.start_threshold, self.end_threshold, self.warmup_epochs / self.epochs
         last = 1 - 1 / self.epochs
         if w >= 1 or progress >= last - ROUNDING:
@@ -73,112 +75,71 @@ class _Growing:
         # powers differ in the last bit agree.
         return min(max(round(self._between((progress - w) / (last - w)), 12), s), e)
 
-    def upper_bound(self, progress: float) -> float:
-        """The largest threshold possible at `progress`: the threshold itself."""
-        return self.threshold(progress)
-
     def _between(self, q: float) -> float:
         raise NotImplementedError
 
 
-class LinearSchedule(_Growing):
+@arguments()
+class LinearSchedule(GrowingSchedule):
     """s + (e - s) q."""
 
     def _between(self, q: float) -> float:
         return self.start_threshold + (self.end_threshold - self.start_threshold) * q
 
 
-class RootSchedule(_Growing):
-    """(s^n + (e^n - s^n) q)^(1/n) with n = power; n = 2 is the root schedule of Platanios et al. 2019.
+@arguments()
+class RootSchedule(GrowingSchedule):
+    """(s^n + (e^n - s^n) q)^(1/n) with n = power: larger rises earlier, 1 is linear.
 
-    They end at 1 and measure time in steps; here it ends at e, and the clock is q.
+    n = 2 is the root schedule of Platanios et al. 2019. They end at 1 and measure time in steps; here it ends at e, and
+    the clock is q.
     """
 
-    def __init__(
-        self,
-        epochs: float,
-        start_threshold: float = 0.2,
-        end_threshold: float = 1.0,
-        warmup_epochs: float = 0,
-        power: float = 2.0,
-    ) -> None:
-        """
-        Args:
-            epochs, start_threshold, end_threshold, warmup_epochs: as for every growing schedule.
-            power: n, above 0; larger rises earlier, 1 is linear.
-
-        Raises:
-            InputError: an argument is out of range; the message names its key.
-        """
-        super().__init__(epochs, start_threshold, end_threshold, warmup_epochs)
-        self.power = number(f"{KEY}.power", power, 0, 100, above=True)
+    power: Annotated[float, Field(gt=0, le=100)] = 2.0
 
     def _between(self, q: float) -> float:
         s, e = self.start_threshold**self.power, self.end_threshold**self.power
         return (s + (e - s) * q) ** (1 / self.power)
 
 
-class ExponentialSchedule(_Growing):
+@arguments()
+class ExponentialSchedule(GrowingSchedule):
     """s (e / s)^q: equal ratios in equal times. The fragment `geom` is the same."""
 
     def _between(self, q: float) -> float:
         return self.start_threshold * (self.end_threshold / self.start_threshold) ** q
 
 
-class StepSchedule:
-    """s before step_epochs[0], then step_thresholds[i] from step_epochs[i] on; one epoch: the last of them."""
+@arguments()
+class StepSchedule(Schedule):
+    """s before step_epochs[0], then step_thresholds[i] from step_epochs[i] on; one epoch: the last of them.
 
-    adaptive = False
+    A step at or past the last epoch is not reached.
+    """
 
-    def __init__(
-        self,
-        epochs: float,
-        start_threshold: float = 0.2,
-        step_epochs: Sequence[float] = (1, 2, 3),
-        step_thresholds: Sequence[float] = (0.4, 0.7, 1.0),
-    ) -> None:
-        """
-        Args:
-            epochs: epochs of the run; a step at or past the last is not reached.
-            start_threshold: share of the data before the first step, in (0, 1].
-            step_epochs: where the steps are, ascending, at least 0.
-            step_thresholds: one share in (0, 1] a step, never falling, the first at least start_threshold.
+    epochs: Epochs
+    start_threshold: Share = 0.2
+    step_epochs: Sequence[Annotated[float, Field(ge=0)]] = (1, 2, 3)
+    step_thresholds: Sequence[Share] = (0.4, 0.7, 1.0)
 
-        Raises:
-            InputError: an argument is out of range; the message names its key.
-        """
-        self.epochs = number(f"{KEY}.epochs", epochs, 0, above=True)
-        self.start_threshold = number(f"{KEY}.start_threshold", start_threshold, 0, 1, above=True)
-        self.step_epochs = [number(f"{KEY}.step_epochs[{i}]", v, 0) for i, v in enumerate(step_epochs)]
-        self.step_thresholds = [
-            number(f"{KEY}.step_thresholds[{i}]", v, 0, 1, above=True) for i, v in enumerate(step_thresholds)
-        ]
-        if len(self.step_epochs) != len(self.step_thresholds) or not self.step_epochs:
-            raise InputError(
-                f"{KEY}.step_epochs and {KEY}.step_thresholds must have the same length, at least 1, "
-                f"got {len(self.step_epochs)} and {len(self.step_thresholds)}"
-            )
-        if any(a >= b for a, b in pairwise(self.step_epochs)):
-            raise InputError(f"{KEY}.step_epochs must ascend, got {list(step_epochs)}")
-        if any(a > b for a, b in pairwise([self.start_threshold, *self.step_thresholds])):
-            raise InputError(
-                f"{KEY}.step_thresholds must never fall, from start_threshold on, "
-                f"got {start_threshold}, then {list(step_thresholds)}"
-            )
+    def __post_init__(self) -> None:
+        s, steps, shares = self.start_threshold, list(self.step_epochs), list(self.step_thresholds)
+        if len(steps) != len(shares) or not steps:
+            raise InputError(f"{KEY}.step_epochs and step_thresholds must be of one length, got {steps} and {shares}")
+        if any(a >= b for a, b in pairwise(steps)):
+            raise InputError(f"{KEY}.step_epochs must ascend, got {steps}")
+        if any(a > b for a, b in pairwise([s, *shares])):
+            raise InputError(f"{KEY}.step_thresholds must never fall, nor below start_threshold = {s}, got {shares}")
 
     def threshold(self, progress: float, history: History = ()) -> float:
-        """Share of the data at `progress` in [0, 1]; `history` plays no part."""
         if self.epochs <= 1:
             return self.step_thresholds[-1]
         reached = sum(progress >= epoch / self.epochs - ROUNDING for epoch in self.step_epochs)
         return self.step_thresholds[reached - 1] if reached else self.start_threshold
 
-    def upper_bound(self, progress: float) -> float:
-        """The largest threshold possible at `progress`: the threshold itself."""
-        return self.threshold(progress)
 
-
-class PerformanceSchedule(_Growing):
+@arguments()
+class PerformanceSchedule(GrowingSchedule):
     """Follows the validation loss, from s, and is at e from `full_at` of the run on, whatever happened.
 
     After each validation: if the mean of the last half of `performance_window` losses is lower than that of the first
@@ -187,51 +148,28 @@ class PerformanceSchedule(_Growing):
     there is no state to save beside it. w = 1 or one epoch: e.
     """
 
-    adaptive = True
+    adaptive: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        epochs: float,
-        start_threshold: float = 0.2,
-        end_threshold: float = 1.0,
-        warmup_epochs: float = 0,
-        adaptation_rate: float = 0.1,
-        performance_window: int = 4,
-        full_at: float = 0.6,
-    ) -> None:
-        """
-        Args:
-            epochs, start_threshold, end_threshold, warmup_epochs: as for every growing schedule.
-            adaptation_rate: what one validation moves, in (0, 1].
-            performance_window: validations that are compared by halves, at least 2.
-            full_at: progress in [0, 1] from which the threshold is e.
-
-        Raises:
-            InputError: an argument is out of range; the message names its key.
-        """
-        super().__init__(epochs, start_threshold, end_threshold, warmup_epochs)
-        self.adaptation_rate = number(f"{KEY}.adaptation_rate", adaptation_rate, 0, 1, above=True)
-        self.performance_window = window(f"{KEY}.performance_window", performance_window)
-        self.full_at = number(f"{KEY}.full_at", full_at, 0, 1)
+    adaptation_rate: Share = 0.1
+    performance_window: Annotated[int, Field(ge=2)] = 4
+    full_at: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     def threshold(self, progress: float, history: History = ()) -> float:
-        """Share of the data in [s, e] at `progress` in [0, 1], after every validation in `history`."""
         s, e, w = self.start_threshold, self.end_threshold, self.warmup_epochs / self.epochs
-        if self._full(progress):
+        window, rate = self.performance_window, self.adaptation_rate
+        if self._is_full(progress):
             return e
         now, losses = s, []
         for at, loss in history:
             losses.append(loss)
             if at >= w:
-                now = moved(
-                    now, losses, window=self.performance_window, rate=self.adaptation_rate, low=s, high=e
-                )  # fmt: skip
+                now = move_threshold(now, losses, window=window, rate=rate, low=s, high=e)
         return now
 
     def upper_bound(self, progress: float) -> float:
         """The largest threshold possible at `progress`: s while w lasts, then e."""
-        held = progress < self.warmup_epochs / self.epochs and not self._full(progress)
+        held = progress < self.warmup_epochs / self.epochs and not self._is_full(progress)
         return self.start_threshold if held else self.end_threshold
 
-    def _full(self, progress: float) -> bool:
+    def _is_full(self, progress: float) -> bool:
         return progress >= min(self.full_at, 1 - 1 / self.epochs) - ROUNDING or self.warmup_epochs >= self.epochs
