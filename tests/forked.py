@@ -23,7 +23,6 @@ LATE = [
     "babylm_train.trainer",
     "babylm_train.data.tokenizer",
     "babylm_train.optim",
-    "babylm_train.curriculum.scores",
     "babylm_train.curriculum.hindi",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.qwen3.modeling_qwen3",

@@ -42,8 +42,8 @@ class Options:
     minimum then sits a decade too high.
     """
 
-    start_lr: Annotated[float, Field(gt=0)] = 1e-6
-    end_lr: Annotated[float, Field(gt=0)] = 1.0
+    start_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+    end_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     num_iter: Annotated[int, Field(ge=10)] = 100
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
     out: Annotated[str, Field(min_length=1)] = "multirun_outputs/lr_finder"
@@ -233,7 +233,7 @@ def write(directory: Path, finding: LRFinding) -> list[Path]:
     paths = [directory / "lr_finder.png", directory / "lr_finder.csv"]
     with replaced(paths[0]) as picture, replaced(paths[1]) as table:
         draw(finding).savefig(picture, format="png")
-        pd.DataFrame(columns).rename_axis("update").to_csv(table)
+        pd.DataFrame(columns, index=pd.RangeIndex(1, len(finding.lrs) + 1, name="update")).to_csv(table)
     return paths
 
 

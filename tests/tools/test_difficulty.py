@@ -1,12 +1,9 @@
 """The picture and the sample of what strategies find difficult."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from babylm_train.errors import InputError
 from babylm_train.tools import difficulty
 
 DOCUMENTS = [f"दस्तावेज़ {n}\nशब्द" for n in range(40)]
@@ -20,34 +17,27 @@ def test_equal_scores_share_a_name():
     assert (merged["length"] == -rising).all()
 
 
-def test_rank_correlation_is_spearmans():
+def test_the_picture_shows_spearmans_rank_correlation():
     rng = np.random.default_rng(0)
-    first, second = rng.random(50), rng.integers(0, 4, 50)  # the second with ties
-    matrix = difficulty.rank_correlations({"a": first, "b": second, "minus a": -first})
-    assert matrix[0, 1] == pytest.approx(spearmanr(first, second).statistic)
-    assert matrix[0, 2] == pytest.approx(-1)
-    assert np.allclose(matrix, matrix.T)
+    first, second, words = rng.random(50), rng.integers(0, 4, 50), rng.integers(1, 9, 50)  # the second with ties
+    figure = difficulty.draw({"a": first, "b": second, "same": np.ones(50)}, words)
+    (heatmap,) = (axis for axis in figure.findobj(lambda part: hasattr(part, "images")) if axis.images)
+    shown = [text.get_text() for text in heatmap.texts]
+    assert len(shown) == 16
+    assert shown[1] == f"{spearmanr(first, second).statistic:.2f}"
+    assert shown[3] == f"{spearmanr(first, words).statistic:.2f}"
+    assert shown[2] == "nan"
 
 
-def test_equal_values_have_no_rank_correlation():
-    matrix = difficulty.rank_correlations({"a": np.arange(4.0), "same": np.ones(4)})
-    assert np.isnan(matrix[0, 1])
-    assert matrix[0, 0] == 1
-    difficulty.draw({"a": np.arange(4.0), "same": np.ones(4)}, np.ones(4, dtype=int))  # and can be drawn
-
-
-def test_ten_of_each_place():
-    scores = np.arange(40.0)[::-1]  # the last document is the easiest
-    places = difficulty.places(np.argsort(scores, kind="stable"))
-    assert places["easiest"].tolist() == list(range(39, 29, -1))
-    assert places["median"].tolist() == list(range(24, 14, -1))
-    assert places["hardest"].tolist() == list(range(9, -1, -1))
-
-
-@pytest.mark.parametrize("count", [1, 7, 10])
-def test_short_corpora_show_what_they_have(count):
-    places = difficulty.places(np.arange(count))
-    assert {name: len(chosen) for name, chosen in places.items()} == dict.fromkeys(places, count)
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_ten_of_each_place(count):
+    scores = np.arange(float(count))[::-1]  # the last document is the easiest
+    parts = difficulty.sample({"length": scores}, DOCUMENTS[:count], WORDS[:count]).split("\n\n")[2:]
+    shown = [[int(line.split()[3]) for line in part.splitlines()[1:]] for part in parts]
+    if count == 40:
+        assert shown == [list(range(39, 29, -1)), list(range(24, 14, -1)), list(range(9, -1, -1))]
+    else:
+        assert all(place == list(range(count - 1, -1, -1)) for place in shown)
 
 
 def test_sample_lines():
@@ -58,50 +48,49 @@ def test_sample_lines():
     assert len([line for line in lines if "दस्तावेज़" in line]) == 30
 
 
-def test_shortened_between_words_and_without_control_characters():
-    text = "शब्द " * 100
-    short = difficulty.shorten(text)
-    assert short.endswith("शब्द …")
-    assert len(short) <= difficulty.WIDTH + 2
-    assert difficulty.shorten("a\x1b[31mb") == "a\\x1b[31mb"
+def test_a_document_is_one_line_cut_between_words():
+    lines = difficulty.sample(
+        {"length": np.zeros(2)}, ["शब्द " * 100, "a\x1b[31m\nb"], np.ones(2, dtype=int)
+    ).splitlines()
+    at = lines.index("-- easiest")
+    assert lines[at + 1].endswith("शब्द …")
+    assert len(lines[at + 1]) <= difficulty.WIDTH + 25
+    assert lines[at + 2].endswith("a\\x1b[31m b")
 
 
-def test_out_is_no_override():
-    assert difficulty.out_directory(["seed=1"]) == (difficulty.OUT, ["seed=1"])
-    assert difficulty.out_directory(["out=there", "seed=1"]) == (Path("there"), ["seed=1"])
-    with pytest.raises(InputError, match="out= needs a directory"):
-        difficulty.out_directory(["out="])
+def run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["difficulty", *words])
+    with pytest.raises(SystemExit) as ended:
+        difficulty.main()
+    return ended.value.code
 
 
-def test_a_sweep_is_refused():
-    with pytest.raises(InputError, match="not at a sweep"):
-        difficulty.strategies(["seed=1,2"])
+@pytest.mark.parametrize(("word", "named"), [("seed=1,2", "sweep"), ("out=", "out"), ("--out=there", "--out")])
+def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capsys, word, named):
+    assert run(monkeypatch, word) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     """Every fragment that ranks is scored, and overrides of the chosen strategy are its alone."""
-    found, strategies = {}, difficulty.strategies
-
-    def recorded(*arguments):
-        built, each = strategies(*arguments)
-        found.update(each)
-        return built, each
-
-    monkeypatch.setattr(difficulty, "strategies", recorded)
+    cache = tmp_path / "cache"
+    where = [f"out={tmp_path / 'out'}", f"data.cache_dir={cache}"]
     overrides = ["curriculum/strategy=length", "curriculum.strategy.max_length=7", "seed=3", "data.words=2000"]
-    where = [f"out={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    monkeypatch.setattr("sys.argv", ["difficulty", *where, *overrides])
-    difficulty.main()
-
-    assert set(found) >= {"length", "frequency", "morphological", "combined", "dynamic", "random", "anti"}
-    assert "none" not in found
-    assert found["length"].max_length == 7
-    assert found["random"].seed == 3
-    assert (found["anti"].reverse, found["combined"].reverse) == (True, False)
+    assert run(monkeypatch, *where, *overrides) == 0
     picture, text = tmp_path / "out" / "difficulty.png", tmp_path / "out" / "difficulty.txt"
     assert capsys.readouterr().out.splitlines()[-2:] == [str(picture), str(text)]
     assert picture.read_bytes().startswith(b"\x89PNG")
     content = text.read_text(encoding="utf8")
+    names = {name for line in content.splitlines() if line.startswith("== ") for name in line[3:].split(", ")}
+    assert names >= {"length", "frequency", "morphological", "combined", "dynamic", "random", "anti"}
+    assert "none" not in names
     assert "== combined, dynamic" in content
-    assert content.count("-- hardest") == content.count("== ") == len(found) - 1
-    assert len(list((tmp_path / "cache").glob("scores-*"))) == len(found)  # dynamic's are stored beside combined's
+    scores = {
+        float(line.split()[0])
+        for line in content.partition("== length")[2].partition("== ")[0].splitlines()[3:]
+        if line[:1] == " "
+    }
+    assert max(scores) == 7
+    assert len(list(cache.glob("scores-*"))) == len(names)  # dynamic's are stored beside combined's

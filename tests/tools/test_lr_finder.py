@@ -1,22 +1,17 @@
-"""The LR finder: its arithmetic by hand, and that a trainer it was used on trains as if it had not been."""
+"""The LR finder: its arithmetic by hand, and that its updates are those of training."""
 
-import copy
 import csv
 import math
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from babylm_train.checkpoint import rng_state
-from babylm_train.curriculum.schedule import PerformanceSchedule
-from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
-from babylm_train.errors import DivergedError, InputError, OutOfMemory, PreemptedError, StorageError
-from babylm_train.optim import Precision
+from babylm_train.errors import DivergedError, InputError, OutOfMemory, StorageError
 from babylm_train.tools import lr_finder
-from babylm_train.tools.lr_finder import LRFinding, find_lr, own_options, range_test, suggest
+from babylm_train.tools.lr_finder import LRFinding, Options, find_lr, range_test, suggest
 
 DECADES = [10.0**k for k in range(-9, 3)]
 
@@ -40,13 +35,13 @@ def walk(losses, smoothing, rates=None):
 def test_the_average_is_corrected_for_its_beginning():
     # v = 2, 0.5 * 2 + 0.5 * 2 = 2, 0.5 * 2 + 0.5 * 3 = 2.5; over 1 - 0.5^i = 0.5, 0.75, 0.875
     found = walk([4.0, 2.0, 3.0], 0.5)
-    assert found.smoothed == pytest.approx((4.0, 8 / 3, 20 / 7), rel=1e-15)
-    assert found.losses == (4.0, 2.0, 3.0)
-    assert found.lrs == pytest.approx((1e-6, 1e-3, 1.0))
+    assert found.smoothed == pytest.approx([4.0, 8 / 3, 20 / 7], rel=1e-15)
+    assert found.losses == [4.0, 2.0, 3.0]
+    assert found.lrs == pytest.approx([1e-6, 1e-3, 1.0])
 
 
 def test_no_smoothing_is_the_loss():
-    assert walk([4.0, 2.0, 3.0], 0.0).smoothed == (4.0, 2.0, 3.0)
+    assert walk([4.0, 2.0, 3.0], 0.0).smoothed == [4.0, 2.0, 3.0]
 
 
 def test_it_stops_above_four_times_the_best_average_and_not_at_it():
@@ -60,7 +55,7 @@ def test_it_stops_above_four_times_the_best_average_and_not_at_it():
 @pytest.mark.parametrize("end", [DivergedError("NaN"), math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_it_and_is_not_kept(end):
     found = walk([3.0, 2.0, end, 1.0], 0.5, DECADES)
-    assert (found.stopped_at, found.losses) == (DECADES[2], (3.0, 2.0))
+    assert (found.stopped_at, found.losses) == (DECADES[2], [3.0, 2.0])
     assert np.isfinite(found.smoothed).all()
 
 
@@ -139,97 +134,10 @@ def test_gradient_descent_on_a_parabola():
 # On a trainer
 
 
-def snapshot(trainer):
-    """Everything that training depends on, as values."""
-    model = trainer.model
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        "tensors": {name: tensor.detach().clone() for name, tensor in tensors.items()},
-        "grad": [p.grad is None for p in model.parameters()],
-        "modes": [m.training for m in model.modules()],
-        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),  # its tensors are the live ones
-        "scheduler": {k: v for k, v in trainer.scheduler.state_dict().items() if k != "lr_lambdas"},
-        "scaler": trainer.scaler.state_dict(),
-        "state": asdict(trainer.state),
-        "curriculum": copy.deepcopy(trainer.curriculum.state_dict()),
-        "rng": rng_state(),
-        "objects": [id(thing) for thing in (trainer.state, trainer.scheduler, trainer.scaler, trainer.logger)],
-    }
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 def momentum(parameters):
     weights = list(parameters)
     groups = [{"params": weights[:3], "lr": 0.04}, {"params": weights[3:], "lr": 0.01}]
     return torch.optim.SGD(groups, momentum=0.9)
-
-
-RUNS = {
-    "adamw": dict,
-    "sgd with momentum": lambda: {"optimizer": momentum},
-    "bf16": lambda: {"precision": Precision("bfloat16")},
-    "loss scaling": lambda: {"precision": Precision("float32", "highest", True, initial_scale=2.0**127)},
-    "adaptive": lambda: {
-        "strategy": DynamicCurriculum(LengthBasedCurriculum(), 0.2, initial_threshold=0.5),
-        "schedule": PerformanceSchedule(3),
-        "eval_every": 2,
-    },
-}
-
-
-@pytest.mark.parametrize("before", [0, 5], ids=["fresh", "at update 5"])
-@pytest.mark.parametrize("name", RUNS)
-def test_training_is_bitwise_the_same_after_it(make_trainer, name, before):
-    results = []
-    for tested in (True, False):
-        trainer = make_trainer(f"{tested}", **RUNS[name]())
-        trainer.model.register_buffer("counted", torch.zeros(1), persistent=False)
-        trainer.model.register_forward_hook(lambda model, *_: model.counted.add_(1) and None)
-        if before:
-            trainer.should_stop = lambda run=trainer: run.state.updates == before
-            with pytest.raises(PreemptedError):
-                trainer.train()
-            trainer.should_stop = lambda: False
-        if tested:
-            then, files = snapshot(trainer), sorted(trainer.record.directory.rglob("*"))
-            found = find_lr(trainer, 1e-5, 10.0, 15)
-            assert len(found.lrs) >= 8
-            assert same(snapshot(trainer), then)
-            assert sorted(trainer.record.directory.rglob("*")) == files
-        trainer.train()
-        results.append((trainer.record.metrics.read_bytes(), snapshot(trainer)))
-    (record, after), (record_without, after_without) = results
-    assert record == record_without
-    del after["objects"], after_without["objects"]
-    assert same(after, after_without)
-
-
-def test_a_test_that_is_cut_off_leaves_no_trace(make_trainer):
-    trainer = make_trainer()
-    trainer.model.lm_head.eval()
-    then, update, left = snapshot(trainer), trainer.make_update, iter(range(4))
-
-    def interrupted(batches):
-        if next(left, None) is None:
-            for parameter in trainer.model.parameters():  # as a backward pass that ran out of memory leaves them
-                parameter.grad = torch.ones_like(parameter)
-            raise KeyboardInterrupt
-        return update(batches)
-
-    trainer.make_update = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        find_lr(trainer, 1e-3, 1.0, 10)
-    assert next(left, None) is None
-    assert same(snapshot(trainer), then)
 
 
 def test_rates_ratios_and_rows(make_trainer):
@@ -244,8 +152,8 @@ def test_rates_ratios_and_rows(make_trainer):
 
     trainer.make_update = recorded
     trainer.model.eval()
-    found = find_lr(trainer, 1e-7, 1e-3, whole + 2)
-    assert found.lrs == tuple(np.geomspace(1e-7, 1e-3, whole + 2))
+    found = find_lr(trainer, Options(1e-7, 1e-3, whole + 2))
+    assert found.lrs == np.geomspace(1e-7, 1e-3, whole + 2).tolist()
     assert (found.lrs[0], found.lrs[-1]) == (1e-7, 1e-3)
     for (first, second), lr in zip((rates for rates, *_ in seen), found.lrs, strict=True):
         assert first == lr
@@ -259,10 +167,13 @@ def test_rates_ratios_and_rows(make_trainer):
 
 def test_the_losses_are_those_of_training(make_trainer):
     """At a constant rate (as good as) the range test is a training run."""
-    trainer = make_trainer(
-        max_steps=10, epochs=1, log_every=1, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1)
-    )
-    found = find_lr(trainer, 0.1, 0.1 * (1 + 1e-9), 10)
+
+    def fresh(name):
+        sgd = partial(torch.optim.SGD, lr=0.1)
+        return make_trainer(name, max_steps=10, epochs=1, log_every=1, dropout=0.0, optimizer=sgd)
+
+    found = find_lr(fresh("tested"), Options(0.1, 0.1 * (1 + 1e-9), 10))
+    trainer = fresh("trained")
     trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda update: 1.0)
     trainer.train()
     logged = [line["train/loss"] for line in trainer.record.lines() if "train/loss" in line]
@@ -271,40 +182,26 @@ def test_the_losses_are_those_of_training(make_trainer):
 
 def test_divergence_stops_it(make_trainer):
     trainer = make_trainer(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), max_grad_norm=None)
-    found = find_lr(trainer, 1e-2, 1e12, 40)
+    found = find_lr(trainer, Options(1e-2, 1e12, 40))
     assert found.stopped_at is not None
     assert len(found.lrs) < 40
-    assert "where the loss diverged" in found.text()
+    assert not trainer.record.directory.exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"start_lr": 0.0}, "start_lr must be positive, got 0"),
-        ({"start_lr": math.nan}, "start_lr must be positive, got nan"),
-        ({"end_lr": 1e-6}, "end_lr must be greater than start_lr = 1e-06, got 1e-06"),
-        ({"end_lr": math.inf}, "end_lr must be greater than start_lr = 1e-06, got inf"),
-        ({"num_iter": 9}, "num_iter must be at least 10, got 9"),
-        ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
-    ],
-)
-def test_arguments_are_checked(make_trainer, arguments, message):
-    with pytest.raises(InputError, match=f"^{message}$"):
-        find_lr(make_trainer(), **arguments)
+def test_a_first_group_without_a_rate_is_refused(make_trainer):
+    with pytest.raises(InputError, match="lr 0"):
+        find_lr(make_trainer(optimizer=partial(torch.optim.SGD, lr=0.0)), Options())
 
 
 # What is printed and written
 
-FINDING = LRFinding((1e-3, 1e-2), (2.0, 1.5), (2.0, 1.7), 1e-3, 1e-3, 0.1, ("look out",))
+FINDING = LRFinding([1e-3, 1e-2], [2.0, 1.5], [2.0, 1.7], 1e-3, 2e-3, 0.1, ["look out"])
 
 
 def test_the_text_says_which_is_which():
-    assert FINDING.text().splitlines() == [
-        "LR range test: 2 updates, learning rate 0.001 to 0.01; stopped at 0.1, where the loss diverged",
-        "  steepest descent               1.00e-03",
-        "  one tenth of the minimum's LR  1.00e-03",
-        "warning: look out",
-    ]
+    lines = FINDING.text().splitlines()
+    assert [line.split()[-1] for line in lines[1:4]] == ["1.00e-03", "2.00e-03", "1.00e-01"]
+    assert "look out" in lines[4]
 
 
 def test_the_table_and_the_picture(tmp_path):
@@ -315,14 +212,9 @@ def test_the_table_and_the_picture(tmp_path):
     assert len(rows) == 2
 
     axis = lr_finder.draw(FINDING).axes[0]
-    assert (axis.get_xscale(), axis.get_xlabel(), axis.get_ylabel()) == ("log", "learning rate", "loss (nats a token)")
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "loss of each update",
-        "smoothed",
-        "steepest descent: 1.00e-03",
-        "one tenth of the minimum's LR: 1.00e-03",
-        "diverged: 1.00e-01",
-    ]
+    assert axis.get_xscale() == "log"
+    drawn = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [text.rpartition(" ")[2] for text in drawn[2:]] == ["1.00e-03", "2.00e-03", "1.00e-01"]
 
 
 def test_a_finding_of_nothing_can_be_shown(tmp_path):
@@ -335,39 +227,39 @@ def test_a_finding_of_nothing_can_be_shown(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write .*file"):
+    with pytest.raises(StorageError, match="file"):
         lr_finder.write(tmp_path / "file" / "out", FINDING)
 
 
 # The command
 
 
-def test_own_options_are_no_overrides():
-    given = own_options(["start_lr=1e-4", "optimizer=sgd", "end_lr=10", "num_iter=20", "out=there", "optimizer.lr=1"])
-    assert (given.start_lr, given.end_lr, given.num_iter, given.out) == (1e-4, 10.0, 20, Path("there"))
-    assert given.overrides == ["optimizer=sgd", "optimizer.lr=1"]
-    assert own_options([]).out == Path("multirun_outputs/lr_finder")
+def run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["lr_finder", *words])
+    with pytest.raises(SystemExit) as ended:
+        lr_finder.main()
+    return ended.value.code
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ("start_lr=abc", "start_lr must be a number, got 'abc'"),
-        ("num_iter=10.5", "num_iter must be a whole number, got '10.5'"),
-        ("num_iter=5", "num_iter must be at least 10, got 5"),
-        ("start_lr=1 end_lr=0.1", "end_lr must be greater than start_lr = 1, got 0.1"),
-        ("out=", "out= needs a directory"),
-        ("optimizer=sdg", "optimizer=sdg: no such option, did you mean sgd?"),
-        ("seed=1,2", "babylm_train.lr_finder tests one configuration, not a sweep"),
+        ("start_lr=abc", "start_lr"),
+        ("start_lr=0", "start_lr"),
+        ("end_lr=inf", "end_lr"),
+        ("num_iter=10.5", "num_iter"),
+        ("num_iter=5", "num_iter"),
+        ("smoothing=1", "smoothing"),
+        ("start_lr=1 end_lr=0.1", "end_lr"),
+        ("out=", "out"),
+        ("optimizer=sdg", "sgd"),
+        ("seed=1,2", "sweep"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["lr_finder", *arguments.split()])
-    with pytest.raises(SystemExit) as stopped:
-        lr_finder.main()
-    assert stopped.value.code == 2
+def test_a_mistake_is_one_line_and_exit_2(arguments, named, monkeypatch, capsys):
+    assert run(monkeypatch, *arguments.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
+    assert named in error
     assert error.count("\n") == 1
 
 
@@ -375,11 +267,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     small = ["data.words=3000", "data.max_length=16", "trainer.batch_size=2", "trainer.gradient_accumulation_steps=2"]
     own = ["start_lr=1e-4", "end_lr=100", "num_iter=12"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["lr_finder", *small, *own, "optimizer=sgd", "data.cache_dir=cache"])
-    lr_finder.main()
+    assert run(monkeypatch, *small, *own, "optimizer=sgd", "data.cache_dir=cache") == 0
     out = capsys.readouterr()
-    assert "training" not in out.err
-    assert "it/s" not in out.err
     folder = Path("multirun_outputs/lr_finder")
     assert out.out.splitlines()[-2:] == [str(folder / "lr_finder.png"), str(folder / "lr_finder.csv")]
     assert "LR range test: " in out.out

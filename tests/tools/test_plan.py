@@ -33,8 +33,7 @@ LENGTH = 8  # targets a row of make_trainer's runs
 
 def plan_for(trainer, **options):
     rates = learning_rates(trainer.scheduler, trainer.curriculum.total_updates)
-    starts = trainer.train_split.word_starts
-    return make_plan(trainer.curriculum, rates.__getitem__, starts, eval_every=trainer.options.eval_every, **options)
+    return make_plan(trainer.curriculum, rates, trainer.train_split.word_starts, **options)
 
 
 RUNS = {
@@ -75,10 +74,9 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
         assert row.words_seen == end["words"] - epoch["words"]
         assert row.updates == end["step"] - epoch["step"]
         assert row.learning_rate == first["learning_rate"]
-        assert (row.assumed, row.lowest, row.highest) == (False, row.threshold, row.threshold)
+        assert not row.assumed
     assert (plan.updates, plan.tokens, plan.words) == (state.updates, state.tokens, state.words)
     assert plan.planned_updates == trainer.curriculum.total_updates == plan.updates
-    assert plan.updates_range == (plan.updates, plan.updates)
     assert plan.peak_lr == max(line["learning_rate"] for line in updates)
     assert plan.final_lr == trainer.scheduler.get_last_lr()[0]
     assert plan.exposure == exposure_so_far(trainer.curriculum, state.updates)
@@ -99,26 +97,23 @@ ADAPTIVE = {
 
 @pytest.mark.parametrize("pacing", ["matched", "single_pass"])
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_an_adaptive_threshold_stays_within_the_range_of_the_plan(make_trainer, name, pacing):
+def test_what_a_validation_can_move_is_marked(make_trainer, name, pacing):
     strategy, schedule = copy.deepcopy(ADAPTIVE[name])
     trainer = make_trainer(strategy=strategy, schedule=schedule, pacing=pacing, epochs=5, eval_every=3, optimizer=slow)
     plan = plan_for(trainer)
     state = trainer.train()
     did = [record["threshold"] for record in trainer.curriculum.records]
     assert len(did) == len(plan.rows) == 5
-    for row, threshold in zip(plan.rows, did, strict=True):
-        assert row.lowest <= threshold <= row.highest
-        assert row.assumed or row.threshold == threshold
-    assert plan.updates_range[0] <= state.updates <= plan.updates_range[1] <= plan.planned_updates
+    assert all(row.assumed or row.threshold == threshold for row, threshold in zip(plan.rows, did, strict=True))
+    assert did != [row.threshold for row in plan.rows]  # the mark matters: something did move
     assert not plan.rows[0].assumed
-    assert any(row.assumed for row in plan.rows)
-    assert did != [row.threshold for row in plan.rows]  # the range matters: something did move
-    assert any("follows the validation loss" in text for text in plan.warnings)
     assert "*" in plan.table()
     if name == "performance":  # at 80 % of the run it is full whatever happened, so that row is no assumption
         assert (plan.rows[4].assumed, plan.rows[4].threshold) == (False, 1.0)
     if pacing == "matched":
         assert (plan.updates, plan.tokens) == (state.updates, state.tokens)
+    else:
+        assert max(plan.updates, state.updates) <= plan.planned_updates
 
 
 def test_making_a_plan_changes_nothing(make_trainer):
@@ -155,13 +150,14 @@ def test_words_are_counted_as_the_packing_counts_them(order, start, targets):
     assert count_words(part, sizes, split.words, split.word_starts) == rows.batch(0, len(rows)).words
 
 
-def lengths_plan(schedule, *, strategy=None, lr=lambda update: 1.0 - update / 1000, budget=None, epochs=4, **options):
+def lengths_plan(schedule, *, strategy=None, lr=1 / 1000, budget=None, epochs=4, **options):
     """A plan over 20 documents of 1, 2 ... 20 words, each a target beside the mark; 10 targets make an update."""
     words = np.arange(1, 21)
     starts = np.concatenate([[0, *[1] * n] for n in words])
     manager = CurriculumTrainingManager(strategy or LengthBasedCurriculum(), schedule, **options)
     manager.begin(words, words, words + 1, epochs=epochs, targets_per_update=10, max_length=5)
-    return make_plan(manager, lr, starts, word_budget=budget)
+    rates = [1.0 - lr * update for update in range(manager.total_updates + 1)]
+    return make_plan(manager, rates, starts, word_budget=budget)
 
 
 def test_single_pass_by_hand():
@@ -181,13 +177,13 @@ def test_no_ranking_has_no_hardest_decile():
     plan = lengths_plan(FullSchedule(), strategy=NoCurriculum())
     assert plan.exposure.hardest_decile is None
     assert (plan.exposure.maximum, plan.exposure.minimum) == (4, 4)
-    assert "hardest decile" not in plan.table()
+    assert "decile" not in plan.table()
 
 
 def test_fewer_documents_than_deciles():
     words = np.array([3, 5])
     manager = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule()).begin(words, words, epochs=2)
-    plan = make_plan(manager, lambda update: 1.0, np.ones(8, dtype=np.uint8))
+    plan = make_plan(manager, [1.0] * 17, np.ones(8, dtype=np.uint8))
     assert plan.exposure.hardest_decile == 2.0
     assert plan.exposure.deciles.count(None) == 8
     assert not any("never seen" in text for text in plan.warnings)
@@ -210,8 +206,8 @@ def test_exposures_of_a_run_that_ended_early(updates, expected):
 @pytest.mark.parametrize(
     ("plan", "text"),
     [
-        (lambda: lengths_plan(FullSchedule()), "the learning rate ends at 91% of its peak"),
-        (lambda: lengths_plan(StepSchedule(4, 0.5, [1], [0.8])), "never seen: deciles 9, 10"),
+        (lambda: lengths_plan(FullSchedule()), "the learning rate ends at 0.908"),
+        (lambda: lengths_plan(StepSchedule(4, 0.5, [1], [0.8])), "deciles 9, 10"),
         (lambda: lengths_plan(FullSchedule(), epochs=21), "a document is seen 21 times"),
         (lambda: lengths_plan(FullSchedule(), budget=839), "840 words are seen, more than the budget of 839"),
         (lambda: lengths_plan(LinearSchedule(4, 0.1), min_pool=5), "min_pool = 5"),
@@ -225,7 +221,7 @@ def test_warnings(plan, text):
 
 
 def test_nothing_to_warn_of():
-    assert lengths_plan(FullSchedule(), lr=lambda update: 1.0 - update / 92, budget=840).warnings == ()
+    assert lengths_plan(FullSchedule(), lr=1 / 92, budget=840).warnings == ()
 
 
 def test_the_runs_own_warning_is_not_said_twice(caplog):
@@ -305,7 +301,6 @@ def test_the_table_and_the_record(make_trainer):
     head, *rest = plan.table().splitlines()
     assert head.split()[:3] == ["epoch", "threshold", "documents"]
     assert [line.split()[0] for line in rest[:3]] == ["1", "2", "3"]
-    assert len({len(line) for line in (head, *rest[:3])}) == 1
     assert f"{plan.words:,}" in plan.table()
 
 
@@ -329,9 +324,11 @@ def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, cap
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     monkeypatch.setattr("sys.argv", ["plan", *overrides, "curriculum/strategy=length", cache])
     monkeypatch.chdir(tmp_path)
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert "LR at start" in out
+    assert "threshold" in out
     assert "training FLOPs" in out
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
@@ -341,4 +338,6 @@ def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: trainer.epoch: no such key or group, did you mean trainer.epochs?\n"
+    error = capsys.readouterr().err
+    assert "trainer.epochs" in error
+    assert error.count("\n") == 1
