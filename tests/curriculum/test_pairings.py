@@ -5,7 +5,6 @@ from itertools import cycle
 import pytest
 import torch
 import yaml
-from hindi_stories.stories import generate
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
