@@ -19,7 +19,7 @@ from pydantic import Field
 
 from babylm_train.command import CommandLine, start
 from babylm_train.errors import printable
-from babylm_train.files import replaced
+from babylm_train.files import storage_errors
 from babylm_train.tools import compose_one
 
 if TYPE_CHECKING:
@@ -100,9 +100,10 @@ def draw(scores: Mapping[str, np.ndarray], words: np.ndarray) -> Figure:
 def write(directory: Path, scores: Mapping[str, np.ndarray], documents: Sequence[str], words: np.ndarray) -> list[Path]:
     """Writes both files. Raises StorageError: the directory is not writable or full."""
     paths, merged = [directory / "difficulty.png", directory / "difficulty.txt"], merge_equal(scores)
-    with replaced(paths[0]) as picture, replaced(paths[1]) as text:
-        draw(merged, words).savefig(picture, format="png")
-        text.write_text(sample(merged, documents, words), encoding="utf8")
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        draw(merged, words).savefig(paths[0])
+        paths[1].write_text(sample(merged, documents, words), encoding="utf8")
     return paths
 
 

@@ -227,13 +227,14 @@ def write(directory: Path, finding: LRFinding) -> list[Path]:
     """Writes lr_finder.png and lr_finder.csv. Raises StorageError: the directory is not writable or full."""
     import pandas as pd
 
-    from babylm_train.files import replaced
+    from babylm_train.files import storage_errors
 
     columns = {"learning_rate": finding.lrs, "loss": finding.losses, "smoothed_loss": finding.smoothed}
     paths = [directory / "lr_finder.png", directory / "lr_finder.csv"]
-    with replaced(paths[0]) as picture, replaced(paths[1]) as table:
-        draw(finding).savefig(picture, format="png")
-        pd.DataFrame(columns, index=pd.RangeIndex(1, len(finding.lrs) + 1, name="update")).to_csv(table)
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        draw(finding).savefig(paths[0])
+        pd.DataFrame(columns, index=pd.RangeIndex(1, len(finding.lrs) + 1, name="update")).to_csv(paths[1])
     return paths
 
 
