@@ -3,7 +3,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
+.PHONY: help docs wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
+
+help:  ## this list
+	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
 
 train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 	$(PY) -m babylm_train experiment=stories
@@ -25,7 +28,7 @@ lint: $(READY)  ## style, format and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: $(READY)
+format: $(READY)  ## what ruff can put right by itself
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -51,8 +54,16 @@ bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on thi
 bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
 	$(PY) benchmarks/gpu.py
 
-clean:
-	rm -rf .venv multirun_outputs/.cache
+wheel: $(READY)  ## builds dist/*.whl, installs it into a clean environment and runs it from an empty folder
+	rm -rf dist build/wheel && mkdir -p build/wheel/empty
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/wheel/empty && WANDB_MODE=disabled ../venv/bin/babylm-train experiment=smoke hydra.run.dir=run
+	grep '"babylm_train": "'"$$(basename dist/*.whl | cut -d- -f2)"'"' build/wheel/empty/run/result.json
+
+clean:  ## the environment, the cache and what was built
+	rm -rf .venv build dist multirun_outputs/.cache
 
 .venv/.bench: $(READY)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

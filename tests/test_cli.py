@@ -328,7 +328,7 @@ def test_paths_in_devanagari(run, tmp_path):
 
 def test_a_strategy_of_ones_own_as_the_readme_shows_it(tmp_path):
     """The README's class, fragment and command, word for word."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf8")
     blocks = text.split("```")
     code, fragment, command = (
         next(b for b in blocks if mark in b) for mark in ("CommaCurriculum(", "_target_: my_", "ALLOW_TARGETS=my")

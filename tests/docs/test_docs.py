@@ -1,0 +1,93 @@
+"""What the documents and fragments say is so: pages that are made, files that are named, experiments that plan."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from babylm_train.tools import plan
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf8")
+
+
+def test_config_page_is_made_from_conf_and_explains_every_key():
+    made = runpy.run_path(str(ROOT / "docs/write_config.py"))["describe_all"]()
+    assert read("docs/CONFIG.md") == made, "make docs"
+    rows = [re.split(r"(?<!\\)\|", line) for line in made.splitlines() if line.startswith("| `")]
+    assert len(rows) > 150
+    assert [row[1] for row in rows if not row[-2].strip()] == []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_its_command_purpose_and_outcome(name):
+    head = " ".join(line for line in read(f"conf/experiment/{name}.yaml").splitlines() if line.startswith("#"))
+    assert f"experiment={name}" in head
+    assert re.search(r"# Purpose: .*(Outcome: |Expected time and outcome: |outcome: not measured yet)", head)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Path(os.environ.get("BABYLM_TEST_CACHE", tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_plans_at_the_small_scale(name, cache, tmp_path, monkeypatch, capsys):
+    words = {"overfit": 300, "strict_small": 20_000}.get(name, 3000)
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"experiment={name}", "scale=small", f"data.words={words}", f"data.cache_dir={cache}"]
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(plan.main())
+    assert not stop.value.code, capsys.readouterr().err
+    assert "memory, estimated" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 160
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_experiments_and_options_that_pages_name_exist():
+    for page in PAGES:
+        for group, name in re.findall(r"\b(experiment|scale|size|curriculum/schedule)=(\w+)", page.read_text("utf8")):
+            assert (CONF / group / f"{name}.yaml").exists() or name.isupper(), f"{page.name}: {group}={name}"
+
+
+def test_contributing_is_tried_word_for_word(tmp_path):
+    """Each fenced block of CONTRIBUTING.md: one that begins with `# FILE` is written there, one of commands is run."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "WANDB_MODE": "disabled"}
+    ran = 0
+    for kind, block in re.findall(r"```(\w+)\n(.*?)```", read("CONTRIBUTING.md"), re.S):
+        if place := re.match(r"# (\S+/\S+|\S+\.py)(,|\n)", block):
+            (tmp_path / place[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place[1]).write_text(block, encoding="utf8")
+        elif kind == "console":
+            for line in block.splitlines():
+                variables = dict(word.split("=", 1) for word in shlex.split(line) if word.startswith("BABYLM_"))
+                command = [sys.executable, *(w for w in shlex.split(line)[1 + len(variables) :])]
+                command += ["data.words=3000", "data.max_length=32", "trainer.max_steps=2", f"hydra.run.dir={ran}"]
+                done = subprocess.run(
+                    command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True
+                )
+                assert done.returncode == 0, f"{line}: {done.stderr}"
+                assert (tmp_path / str(ran) / "result.json").exists()
+                ran += 1
+    assert ran == 4
