@@ -327,7 +327,7 @@ def test_paths_in_devanagari(run, tmp_path):
 
 
 def test_a_strategy_of_ones_own_as_the_readme_shows_it(tmp_path):
-    """The README's class, fragment and command, word for word."""
+    """The class, fragment and command of CONTRIBUTING.md, word for word."""
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf8")
     blocks = text.split("```")
     code, fragment, command = (
