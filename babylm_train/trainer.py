@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_other_run, rng_state, set_rng_state
 from babylm_train.data.packing import EvaluationRows, PackedRows
-from babylm_train.errors import DivergedError, InputError, PreemptedError, memory_errors
+from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.metrics import Record
 from babylm_train.model.forward import Forward
@@ -51,8 +51,7 @@ class Trainer:
         directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
-        milestones: told after each update, before anything is saved.
-        pairs: accuracies of minimal pairs by name, asked at each validation.
+        milestones: told after each update, before anything is saved. pairs: accuracies, asked at each validation.
     """
 
     model: Any
@@ -91,9 +90,8 @@ class Trainer:
         """Trains to the end of the budget, or until early stopping; goes on from the state that was loaded.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite, or fp16 overflowed 20 times in a row.
-            PreemptedError: `should_stop` asked for it; the state is saved.
-            StorageError, OutOfMemory: as they say.
+            DivergedError: see make_update. PreemptedError: `should_stop` asked for it; the state is saved.
+            StorageError: a checkpoint or the record could not be written.
         """
         state, total = self.state, self.curriculum.total_updates
         if state.updates == 0:
@@ -150,11 +148,8 @@ class Trainer:
         The micro-batches' summed losses are divided by the update's targets, so accumulation is exact however they are
         spread. An fp16 overflow changes nothing but the loss scale, and the same batches are tried again.
 
-        Returns:
-            The loss in nats a target, and the gradient's norm before clipping.
-
-        Raises:
-            DivergedError: one of them is not finite, or fp16 overflowed 20 times in a row; nothing was applied.
+        Returns the loss in nats a target and the gradient's norm before clipping. Raises DivergedError: one of them is
+        not finite, or fp16 overflowed 20 times in a row; nothing was applied.
         """
         state, progress = self.state, self.state.updates / self.curriculum.total_updates
         tokens = sum(batch.tokens for batch in batches)
@@ -191,7 +186,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Exact loss over the validation split, in float32."""
-        with memory_errors(self.options.batch_size, self.max_length), self.meter.aside():
+        with self.meter.aside():
             return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
 
     def save_checkpoint(self, names: list[str]) -> Path:
@@ -214,11 +209,7 @@ class Trainer:
         return path
 
     def load_checkpoint(self, source: Path | dict[str, Any]) -> None:
-        """Continues from a checkpoint (a path, or its content): weights, state, generators, and the record's length.
-
-        Raises:
-            InputError: the file is damaged, or of another run; the message names what differs.
-        """
+        """Continues from a checkpoint (a path, or its content). Raises InputError: it is damaged, or of another run."""
         content = source if isinstance(source, dict) else load(Path(source))
         self.check_compatible(content)
         self.state = RunState(**content["state"])
@@ -240,16 +231,14 @@ class Trainer:
     def _log_epoch(self) -> None:
         record, names = self.curriculum.records[self.state.epoch], ("words", "difficulty", "targets")
         values = {"curriculum/documents": record["admitted"], **{f"curriculum/{name}": record[name] for name in names}}
-        self.record.log(**self._clock(), threshold=record["threshold"], **values)
+        self._log({"threshold": record["threshold"], **values})
 
     def _log_update(self, threshold: float, rate: float, norm: float) -> None:
-        state = self.state
-        values = {"train/loss": state.close_window(), "learning_rate": rate, "grad_norm": norm, "threshold": threshold}
-        self.record.log(**self._clock(), **values, skipped=state.skipped)
-        self.logger.log({k if "/" in k else f"train/{k}": v for k, v in values.items()}, state.updates)
-        speed = self.meter.read(state.tokens)
-        self.record.time(step=state.updates, **speed, seconds=round(self.seconds, 3))
-        self.bar.set_postfix({"loss": f"{state.train_loss:.3f}", "lr": f"{rate:.1e}", **shown(speed)})
+        values = {"train/loss": self.state.close_window(), "learning_rate": rate, "grad_norm": norm}
+        self._log({**values, "threshold": threshold, "skipped": self.state.skipped})
+        speed = self.meter.read(self.state.tokens)
+        self.record.time(step=self.state.updates, **speed, seconds=round(self.seconds, 3))
+        self.bar.set_postfix({"loss": f"{values['train/loss']:.3f}", "lr": f"{rate:.1e}", **shown(speed)})
 
     def _validate(self) -> bool:
         """Evaluates, logs, tells the curriculum and early stopping; True where the loss is the best so far."""
@@ -264,26 +253,25 @@ class Trainer:
         if (metric := self.options.metric) not in values:
             raise InputError(f"trainer.metric must be one of {', '.join(values)}, got {metric}")
         watched = values[metric] if metric == LOSS else 1 - values[metric]
-        self.record.log(**self._clock(), **values)
-        self.logger.log(values, state.updates)
+        self._log(values | ({"train/epoch_loss": state.epoch_loss} if state.epoch_update == 0 else {}))
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
         state.val_loss, state.perplexity, state.bits_per_byte = result.loss, result.perplexity, result.bits_per_byte
         return state.judge(watched, stopping.patience, stopping.min_delta)
 
-    def _clock(self) -> dict[str, Any]:
+    def _log(self, values: dict[str, Any]) -> None:
+        """One line of the record, mirrored by the logger: where the run is, and `values`."""
         state = self.state
-        epoch = state.updates / self.curriculum.total_updates * self.curriculum.epochs
-        return {"step": state.updates, "epoch": round(epoch, 4), "tokens": state.tokens, "words": state.words}
+        epoch = round(state.updates / self.curriculum.total_updates * self.curriculum.epochs, 4)
+        values = {"step": state.updates, "epoch": epoch, "tokens": state.tokens, "words": state.words, **values}
+        self.record.log(**values)
+        self.logger.log(values, state.updates)
 
     def _print_epoch(self, part: EpochSlice) -> None:
-        state = self.state
-        tqdm.write(
-            f"epoch {state.epoch}/{self.curriculum.epochs}: {len(part.pool):,} documents at threshold "
-            f"{part.threshold:.2f}; train loss {state.epoch_loss:.4f}, val loss {state.val_loss:.4f}, "
-            f"{self.objective.likelihood} perplexity {state.perplexity:.2f}, bits per byte {state.bits_per_byte:.4f}; "
-            f"{state.updates} updates, {state.words:,} words seen; checkpoint_epoch_{state.epoch}.pt"
-            + (", stopped early" if state.stopped else "")
-        )
+        state, pool = self.state, f"{len(part.pool):,} documents at threshold {part.threshold:.2f}"
+        loss = f"loss {state.epoch_loss:.4f}, val loss {state.val_loss:.4f}, bits per byte {state.bits_per_byte:.4f}"
+        done = f"{state.updates} updates, {state.words:,} words" + ", stopped early" * state.stopped
+        name = f"checkpoint_epoch_{state.epoch}.pt"
+        tqdm.write(f"epoch {state.epoch}/{self.curriculum.epochs}: {pool}; {loss}; {done}; {name}")
 
 
 def _due(update: int, every: int | None) -> bool:
