@@ -30,7 +30,7 @@ class Record:
         """Begins, or goes on after `offset` bytes of metrics.jsonl; what a killed run wrote later is cut off.
 
         Raises:
-            InputError: metrics.jsonl is damaged, or shorter than the checkpoint says. StorageError: it cannot be written.
+            InputError: metrics.jsonl is damaged, or shorter than the checkpoint says. StorageError: cannot be written.
         """
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)

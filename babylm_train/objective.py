@@ -6,7 +6,7 @@ Which tokens of a row are hidden is a pure function of (seed, epoch, row): batch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -107,9 +107,8 @@ class MaskedObjective(Objective):
         """
         if tokenizer.mask_token_id is None:
             raise InputError("the tokenizer has no mask token, which this objective hides tokens with")
-        self.mark = int(tokenizer.eos_token_id)
-        others = np.setdiff1d(np.arange(len(tokenizer)), np.array(tokenizer.all_special_ids))
-        self.rule = Corruption(int(tokenizer.mask_token_id), others, self.mask_share, self.random_share)
+        self.mark, self.mask = int(tokenizer.eos_token_id), int(tokenizer.mask_token_id)
+        self.others = np.setdiff1d(np.arange(len(tokenizer)), np.array(tokenizer.all_special_ids))
         return self
 
     def rate(self, progress: float) -> float:
@@ -118,16 +117,34 @@ class MaskedObjective(Objective):
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch with tokens hidden; its targets are the hidden tokens, at their own places."""
-        draws = {"seed": self.seed, "epoch": batch.epoch, "first_row": batch.first_row}
-        inputs = batch.inputs.numpy()
-        hidden, chosen = corrupt(inputs, self.candidates(batch), self.rate(batch.progress), self.rule, **draws)
+        hidden, chosen = self.hide(batch)
         return _predict(batch, hidden, self.targets(batch, chosen))
+
+    def hide(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The ids as the model is to see them, and which were chosen (bool), both of shape (rows, length).
+
+        A token is chosen where its draw is below the rate, so a higher rate chooses the same tokens and more; of a row
+        with candidates at least one is chosen. What becomes of it: Devlin et al. 2019, section 3.1.
+        """
+        candidates, rate = self.candidates(batch), self.rate(batch.progress)
+        hidden, chosen = batch.inputs.numpy().copy(), np.zeros_like(candidates)
+        for row, (ids, may) in enumerate(zip(hidden, candidates, strict=True)):
+            rng = np.random.default_rng([self.seed, MASKING, batch.epoch, batch.first_row + row])
+            draw, action = np.where(may, rng.random(len(ids)), np.inf), rng.random(len(ids))
+            replacement = self.others[rng.integers(0, len(self.others), len(ids))]
+            chosen[row] = draw < rate
+            if may.any():
+                chosen[row, draw.argmin()] = True
+            masked = chosen[row] & (action < self.mask_share)
+            swapped = chosen[row] & ~masked & (action < self.mask_share + self.random_share)
+            hidden[row] = np.where(masked, self.mask, np.where(swapped, replacement, ids))
+        return hidden, chosen
 
     def evaluation(self, batch: Batch) -> Iterator[Batch]:
         """The batches to add up for an exact evaluation: every token hidden once, by the mask."""
         inputs = batch.inputs.numpy()
         for chosen in split_in_turns(self.candidates(batch), self.evaluation_passes, batch.first_row):
-            yield _predict(batch, np.where(chosen, self.rule.mask, inputs), self.targets(batch, chosen))
+            yield _predict(batch, np.where(chosen, self.mask, inputs), self.targets(batch, chosen))
 
     def candidates(self, batch: Batch) -> np.ndarray:
         """Which inputs may be hidden: neither marks nor filling. Bool, shape (rows, length)."""
@@ -194,50 +211,6 @@ class HybridObjective(MaskedObjective):
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's targets: a float32 scalar."""
         return super().__call__(model, batch) if batch.both_ways else CausalObjective()(model, batch)
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """What becomes of a chosen token (Devlin et al. 2019, section 3.1): masked, replaced by another, or left as it is.
-
-    Attributes:
-        mask: id of the mask token. others: ids that may replace a token, shape (K,).
-        mask_share, random_share: of the chosen tokens; the rest is left as it is.
-    """
-
-    mask: int
-    others: np.ndarray
-    mask_share: float
-    random_share: float
-
-
-def corrupt(
-    inputs: np.ndarray, candidates: np.ndarray, rate: float, rule: Corruption, *, seed: int, epoch: int, first_row: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hides a share of each row's tokens.
-
-    A token is chosen where its draw is below `rate`, so a higher rate chooses the same tokens and more; of a row with
-    candidates at least one is chosen.
-
-    Args:
-        inputs: token ids, shape (rows, length). candidates: which of them may be chosen, bool, the same shape.
-        first_row: number of the first row within its epoch.
-
-    Returns:
-        The ids as the model is to see them, and which were chosen (bool), both of shape (rows, length).
-    """
-    hidden, chosen = inputs.copy(), np.zeros_like(candidates)
-    for row, (ids, may) in enumerate(zip(inputs, candidates, strict=True)):
-        rng = np.random.default_rng([seed, MASKING, epoch, first_row + row])
-        draw, action = np.where(may, rng.random(len(ids)), np.inf), rng.random(len(ids))
-        replacement = rule.others[rng.integers(0, len(rule.others), len(ids))]
-        chosen[row] = draw < rate
-        if may.any():
-            chosen[row, draw.argmin()] = True
-        masked = chosen[row] & (action < rule.mask_share)
-        swapped = chosen[row] & ~masked & (action < rule.mask_share + rule.random_share)
-        hidden[row] = np.where(masked, rule.mask, np.where(swapped, replacement, ids))
-    return hidden, chosen
 
 
 def split_in_turns(candidates: np.ndarray, passes: int, first_row: int) -> Iterator[np.ndarray]:

@@ -15,8 +15,6 @@ from babylm_train.errors import InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.objective import (
     CausalObjective,
-    Corruption,
-    corrupt,
     split_in_turns,
 )
 from babylm_train.options import EarlyStopping
@@ -71,39 +69,42 @@ def test_the_loss_by_hand():
         assert loss == pytest.approx(expected, rel=1e-5), name
 
 
+def drawn(objective, ids, epoch=0, first_row=0, progress=0.0, candidates=True):
+    """The hidden ids and which were chosen, of rows in which every token is a candidate, or none of some rows."""
+    inputs = torch.as_tensor(ids)
+    targets = torch.where(torch.as_tensor(candidates), inputs, IGNORE).expand(inputs.shape)
+    batch = Batch(inputs, targets, torch.zeros_like(inputs), 0, 0, epoch=epoch, first_row=first_row, progress=progress)
+    return objective.hide(batch)
+
+
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 6), cut=st.integers(1, 5), epoch=st.integers(0, 3), first=st.integers(0, 1000))
 def test_masks_are_a_function_of_seed_epoch_and_row(rows, cut, epoch, first):
-    rule = Corruption(MASK, np.arange(3, 40), 0.8, 0.1)
-    inputs = np.random.default_rng(1).integers(3, 40, (rows, 24))
-    may = np.ones_like(inputs, dtype=bool)
-    hidden, chosen = corrupt(inputs, may, 0.3, rule, seed=7, epoch=epoch, first_row=first)
+    objective, ids = masked(), np.random.default_rng(1).integers(3, 40, (rows, 24))
+    hidden, chosen = drawn(objective, ids, epoch, first)
     for row in range(0, rows, cut):  # other micro-batches, in any order
         part = slice(row, row + cut)
-        again = corrupt(inputs[part], may[part], 0.3, rule, seed=7, epoch=epoch, first_row=first + row)
+        again = drawn(objective, ids[part], epoch, first + row)
         assert np.array_equal(again[0], hidden[part])
         assert np.array_equal(again[1], chosen[part])
-    assert np.array_equal(hidden[~chosen], inputs[~chosen])
-    other = corrupt(inputs, may, 0.3, rule, seed=7, epoch=epoch + 1, first_row=first)[1]
-    assert rows < 3 or not np.array_equal(other, chosen)
-    fewer = corrupt(inputs, may, 0.15, rule, seed=7, epoch=epoch, first_row=first)[1]
+    assert np.array_equal(hidden[~chosen], ids[~chosen])
+    assert rows < 3 or not np.array_equal(drawn(objective, ids, epoch + 1, first)[1], chosen)
+    fewer = drawn(objective, ids, epoch, first, progress=1.0)[1]
     assert not (fewer & ~chosen).any()
 
 
 def test_rates_and_the_80_10_10_rule():
-    rule = Corruption(MASK, np.arange(100, 200), 0.8, 0.1)
-    inputs = np.full((200, 500), 50)
-    hidden, chosen = corrupt(inputs, np.ones_like(inputs, bool), 0.3, rule, seed=0, epoch=0, first_row=0)
+    ids = np.full((200, 500), 39)
+    hidden, chosen = drawn(masked(), ids)
     assert chosen.mean() == pytest.approx(0.3, abs=0.006)  # four standard deviations of 100,000 draws
-    shares = [(hidden[chosen] == MASK).mean(), (hidden[chosen] >= 100).mean(), (hidden[chosen] == 50).mean()]
-    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    kinds = [(hidden[chosen] == MASK).mean(), (hidden[chosen] != MASK).mean(), (hidden[chosen] == 39).mean()]
+    assert kinds == pytest.approx([0.8, 0.2, 0.1 + 0.1 / 37], abs=0.01)  # one of 37 others is the token itself
     assert [masked().rate(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.225, 0.15])
 
 
 def test_a_row_with_candidates_hides_at_least_one():
-    rule = Corruption(MASK, np.array([3]), 1.0, 0.0)
-    may = np.array([[False, True, False], [False, False, False]])
-    hidden, chosen = corrupt(np.full((2, 3), 9), may, 1e-9, rule, seed=0, epoch=0, first_row=0)
+    objective = masked(start_rate=1e-9, mask_share=1.0, random_share=0.0)
+    hidden, chosen = drawn(objective, np.full((2, 3), 9), candidates=[[False, True, False], [False] * 3])
     assert chosen.tolist() == [[False, True, False], [False] * 3]
     assert hidden.tolist() == [[9, MASK, 9], [9, 9, 9]]
 
