@@ -18,7 +18,7 @@ ROUNDING = 1e-12  # a spread below this share of the values is their rounding, n
 class Summary:
     """A mean over seeds, in the unit of the values; NaN for whatever `n` values do not determine.
 
-    sd: with n - 1. low, high: the 95 % interval of the mean, from Student's t with n - 1 degrees of freedom.
+    sd: with n - 1. low, high: a 95 % interval, from Student's t with n - 1 degrees of freedom.
     """
 
     n: int
@@ -41,7 +41,11 @@ class Difference(Summary):
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and interval; NaN throughout where a value is NaN or infinite."""
+    """Mean and standard deviation of what cannot be negative, and the interval of its geometric mean.
+
+    The interval is computed on the log scale, so that it stays above 0; NaN where a value is 0. NaN throughout where a
+    value is NaN or infinite.
+    """
     data = np.asarray(values, float)
     if not len(data) or not np.isfinite(data).all():
         return Summary(len(data), np.nan, np.nan, np.nan, np.nan)
@@ -49,7 +53,12 @@ def summarise(values: Sequence[float]) -> Summary:
     if len(data) == 1:
         return Summary(1, mean, np.nan, np.nan, np.nan)
     sd = _spread(data, float(np.abs(data).max()))
-    low, high = stats.t.interval(CONFIDENCE, len(data) - 1, mean, sd / np.sqrt(len(data))) if sd else (mean, mean)
+    if not sd:
+        return Summary(len(data), mean, 0.0, mean, mean)
+    if data.min() <= 0:
+        return Summary(len(data), mean, sd, np.nan, np.nan)
+    logs = np.log(data)
+    low, high = np.exp(stats.t.interval(CONFIDENCE, len(data) - 1, logs.mean(), stats.sem(logs)))
     return Summary(len(data), mean, sd, float(low), float(high))
 
 
@@ -63,8 +72,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} values, {len(b)} of the baseline: not pairs")
     if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        found = summarise(np.subtract(a, b, where=np.isfinite(a) & np.isfinite(b), out=np.full(a.shape, np.nan)))
-        return Difference(found.n, found.mean, found.sd, found.low, found.high, np.nan, np.nan)
+        mean = a[0] - b[0] if len(a) == 1 and np.isfinite([*a, *b]).all() else np.nan
+        return Difference(len(a), float(mean), np.nan, np.nan, np.nan, np.nan, np.nan)
     mean = float((a - b).mean())
     sd = _spread(a - b, float(max(np.abs(a).max(), np.abs(b).max())))
     if not sd:
