@@ -129,7 +129,6 @@ class JobRunner:
             KeyboardInterrupt: the same, after Ctrl-C. A second one kills them.
         """
         left, busy = iter(jobs), list[Job]()
-        self._start_server()
         with handled(self._ask):
             while True:
                 try:
@@ -164,6 +163,7 @@ class JobRunner:
             if job is None:
                 return True
             job.directory.mkdir(parents=True, exist_ok=True)
+            self._start_server()
             environment = {**os.environ, **self.places[place]}  # the server's is of the moment it was started
             process = self.context.Process(target=_work, args=(job, os.getcwd(), environment, len(self.places)))
             process.start()

@@ -460,9 +460,10 @@ def write_report(*directories: Path, baseline: str | None = None) -> Path:
     Raises:
         InputError: no such directory, no run in it, or no such variant. StorageError: it cannot be written.
     """
-    folders = [Path(directory).resolve() for directory in directories]
-    target = folders[0].with_name("+".join(dict.fromkeys(folder.name for folder in folders)))
-    variants = group_variants([run for folder in folders for run in read_study(folder)])
+    variants = group_variants([run for directory in directories for run in read_study(Path(directory))])
+    target = Path(directories[0])
+    if len(directories) > 1:
+        target = target.resolve().with_name("+".join(dict.fromkeys(Path(d).resolve().name for d in directories)))
     reference = compose_defaults()
     known = target / BASELINES
     recorded: dict[str, str] = read(known, dict[str, str]) if known.exists() else {}
@@ -472,8 +473,8 @@ def write_report(*directories: Path, baseline: str | None = None) -> Path:
     gone = [recorded[identity] for identity in recorded if identity not in {v.identity for v in variants}]
     summary = summarise_runs(results, variants, baselines, gone)
     target.mkdir(exist_ok=True)
-    write_text(target / "report.html", to_html(target.name, summary, sections))
-    write_text(target / "report.md", to_markdown(target.name, summary, sections))
+    write_text(target / "report.html", to_html(target.resolve().name, summary, sections))
+    write_text(target / "report.md", to_markdown(target.resolve().name, summary, sections))
     write_text(target / "results.csv", results.to_csv(index=False))
     write_json(known, {v.identity: v.name for v in baselines if v.by_seed})
     return target / "report.html"
@@ -559,7 +560,7 @@ def to_markdown(name: str, summary: str, sections: Sections) -> str:
         lines += ["", f"## {escape(title)}", ""]
         for kind, value in parts:
             if kind == "note":
-                lines += ["", escape(value)]
+                lines += ["", escape(value.replace("\n", " "))]
             elif kind == "says":
                 lines += [f"- {f'**{gist}**: ' if gist else ''}{escape(text)}" for gist, text in value]
             elif kind in ("figures", "text"):
