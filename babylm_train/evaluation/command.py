@@ -77,11 +77,11 @@ def check_folder(folder: Path) -> Described:
 
     described: Described = read(folder / "config.json", Described)
     for path in sorted(folder.glob("*.json")):
-        values: Any = read(path, Any)
+        values: Any = read(path, dict[str, Any] if path.name.endswith("config.json") else Any)
         if isinstance(values, dict) and values.get("auto_map", OWN_CODE[0]) not in OWN_CODE:
             raise InputError(f"{path}: auto_map names code of its own, which is never run")
     code = folder / REMOTE_CODE.name
-    if code.exists() and code.read_bytes() != REMOTE_CODE.read_bytes():
+    if code.exists() and not (code.is_file() and code.read_bytes() == REMOTE_CODE.read_bytes()):
         raise InputError(f"{code} is not the file of that name in babylm_train/model: put ours there, or export again")
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights:
@@ -112,6 +112,7 @@ def load_model(
         InputError: see check_folder; the weights do not fit the configuration or are not finite; the tokenizer does not
             fit the model or lacks a mark; the model was not trained for the backend.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
 
     logging.set_verbosity(logging.CRITICAL)
@@ -122,32 +123,40 @@ def load_model(
     chosen = backend or backends[0]
     kind: Any = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    whole = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    # What transformers makes of a damaged configuration has no one kind of error.
+    broken = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError)
     try:
+        at = "tokenizer.json or tokenizer_config.json"
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **safe)
-        model, found = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        raise InputError(f"{folder} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
-    _check_weights(folder, model, found)
+        at = "config.json, generation_config.json or model.safetensors"
+        model, found = kind.from_pretrained(folder, dtype=torch.float32, **whole, **safe)
+        _check_weights(folder, model, found)
+        with torch.no_grad():
+            good = model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.isfinite().all()
+    except (*broken, StrictDataclassError) as error:
+        reason = (str(error).strip() or type(error).__name__)[:300]
+        raise InputError(f"{folder}: {at} cannot be loaded: {reason}") from error
+    if not good:
+        raise InputError(f"{folder / 'config.json'}: the model's output is not finite")
     _check_tokenizer(folder, model, tokenizer, chosen)
-    return take_square_masks(model.eval().to(device)), tokenizer, chosen
+    return take_square_masks(model.to(device)), tokenizer, chosen
 
 
 def _check_weights(folder: Path, model: Any, found: Mapping[str, Any]) -> None:
     """Weights that the configuration has no place for, or lacks, would be left out or drawn at random."""
     body = f"{model.base_model_prefix}."
     extra = [name for name in found["unexpected_keys"] if name.startswith(body)]
-    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"], *extra])):
-        raise InputError(f"{folder}: weights and config.json do not fit, as in {wrong[0]}")
+    if wrong := [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *extra]:
+        raise InputError(f"{folder / 'config.json'} and model.safetensors do not fit, as in {min(wrong)}")
     if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:
-        raise InputError(f"{folder}: the weights {bad[0]} are not finite")
+        raise InputError(f"{folder / 'model.safetensors'}: {bad[0]} is not finite")
 
 
 def _check_tokenizer(folder: Path, model: Any, tokenizer: Any, backend: str) -> None:
     size, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=-1)
     if largest >= size:
-        raise InputError(f"{folder}: the tokenizer has ids up to {largest:,}, the model {size:,} embeddings")
+        raise InputError(f"{folder / 'tokenizer.json'} has ids up to {largest:,}, the model {size:,} embeddings")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: the tokenizer has no end-of-sequence token, which every text begins with")
     if backend != "causal" and tokenizer.mask_token_id is None:
@@ -155,7 +164,7 @@ def _check_tokenizer(folder: Path, model: Any, tokenizer: Any, backend: str) -> 
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     limits = [limit for limit in limits if limit is not None]
     if not all(isinstance(limit, int) and limit > 1 for limit in limits):
-        raise InputError(f"{folder}: model_max_length or max_position_embeddings is no length: {limits}")
+        raise InputError(f"{folder / 'tokenizer_config.json'} or config.json: no length of a text is among {limits}")
     tokenizer.model_max_length = min(limits)
 
 

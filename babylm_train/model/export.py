@@ -68,6 +68,9 @@ def _describe(model: PreTrainedModel, tokenizer: Any, backends: Sequence[str]) -
         if config is not None:
             config.bos_token_id = tokenizer.eos_token_id
     model.config.backends = list(backends)
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if "rope_theta" in rope:
+        model.config.rope_theta = rope["rope_theta"]  # where transformers 4 looks for it
     if "mntp" in backends:
         masked = f"{REMOTE_CODE.stem}.{BOTH_WAYS[type(model).__name__]}"
         model.config.auto_map = {"AutoModelForMaskedLM": masked}
