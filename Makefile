@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval clean
+.PHONY: help docs wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -47,6 +47,11 @@ torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed c
 lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
 	$(PY) -m pytest tests/babylm/test_preflight.py -k lm_eval
+
+compat: $(READY)  ## exports read by transformers 4.51.3, which the BabyLM 2025 pipeline pins, against our own reading
+	$(PYTHON) -m venv .venv/transformers4
+	.venv/transformers4/bin/pip install --quiet torch==2.13.0 transformers==4.51.3
+	$(PY) benchmarks/compat.py .venv/transformers4/bin/python
 
 bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
 	$(PY) benchmarks/speed.py $(TEXT)

@@ -34,19 +34,18 @@ def export_all(folder: Path) -> dict:
 
     from babylm_train.config import CONF
     from babylm_train.data import tokenizer as recipes
-    from babylm_train.data.stories import Stories
+    from babylm_train.data.read import read_stories, read_story_pairs
     from babylm_train.evaluation.command import load_model
     from babylm_train.evaluation.likelihood import token_log_probabilities
     from babylm_train.model.export import write_model
 
-    options = OmegaConf.to_container(OmegaConf.load(CONF / "data/stories.yaml"))
-    corpus = Stories(**{k: v for k, v in options.items() if k != "_target_"} | {"words": 20_000, "seed": 0, "cache_dir": str(folder)}).load()
-    pairs = corpus.pairs[:: len(corpus.pairs) // PAIRS][:PAIRS]
+    pairs, stories = read_story_pairs(), list(read_stories(20_000))
+    pairs = pairs[:: len(pairs) // PAIRS][:PAIRS]
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf8")
     found = {}
     for name, (architecture, backends, recipe) in MODELS.items():
-        tokenizer = getattr(recipes, recipe)(*RECIPES[recipe]).build(list(corpus.train))
+        tokenizer = getattr(recipes, recipe)(*RECIPES[recipe]).build(stories)
         tokenizer.model_max_length = LENGTH
         torch.manual_seed(0)
         fragment = OmegaConf.load(CONF / f"model/{architecture}.yaml")
@@ -140,16 +139,16 @@ def compare(ours: dict, theirs: dict, version: str) -> bool:
         for backend, there in backends.items():
             here = ours[name][backend]
             worst = max(abs(a - b) for a, b in zip(here["scores"], there["scores"], strict=True))
-            preferred = [[a > b for a, b in zip(s[::2], s[1::2], strict=True)] for s in (here["scores"], there["scores"])]
+            preferred = [
+                [a > b for a, b in zip(s[::2], s[1::2], strict=True)] for s in (here["scores"], there["scores"])
+            ]
             agree = sum(a == b for a, b in zip(*preferred, strict=True))
-            batch = there.get("generated", {"alone": 0, "batch": 0})
-            fits = here["ids"] == there["ids"] and worst < NATS and agree == PAIRS and batch["alone"] == batch["batch"]
-            good = good and fits
-            print(
-                f"transformers {version:<8}{name:<15}{backend:<8}ids {'same' if here['ids'] == there['ids'] else 'DIFFER'}, "
-                f"sentences to {worst:.0e} nats, {agree} of {PAIRS} pairs agree"
-                + (f", batches {'continue as alone' if batch['alone'] == batch['batch'] else 'DIFFER'}" if batch["alone"] else "")
-            )
+            same, batch = here["ids"] == there["ids"], there.get("generated", {})
+            together = batch.get("alone") == batch.get("batch")
+            good = good and same and together and worst < NATS and agree == PAIRS
+            said = f"ids {'same' if same else 'DIFFER'}, sentences to {worst:.0e} nats, {agree} of {PAIRS} pairs agree"
+            said += f", batches {'continue as alone' if together else 'DIFFER'}" if batch else ""
+            print(f"transformers {version:<8}{name:<15}{backend:<8}{said}")
     return good
 
 

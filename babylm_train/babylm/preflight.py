@@ -15,7 +15,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -69,26 +69,25 @@ class Line:
 
 
 class Limits(pydantic.BaseModel):
-    """The track of a run."""
+    """What is read of a run's track."""
 
     name: str
     epochs: int | None
     milestones: list[int]
 
 
-class Config(pydantic.BaseModel):
+class Config(pydantic.BaseModel, extra="allow"):
     """What is read of config.yaml beside what is built from it."""
 
-    model_config = pydantic.ConfigDict(extra="allow")
     seed: int
     data: dict[str, Any]
     track: Limits
 
 
-class Result(pydantic.BaseModel):
+class Result(pydantic.BaseModel, extra="allow"):
     """What is read of result.json."""
 
-    model_config = pydantic.ConfigDict(extra="allow")
+    status: Literal["finished"]
     words: int
     updates: int
     exported_update: int
@@ -115,9 +114,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a finished run left behind."""
+    """What a finished run left behind; `folder` is the model's."""
 
-    directory: Path
+    folder: Path
     config: Config
     result: Result
     metrics: list[Line]
@@ -125,29 +124,23 @@ class Saved:
     source: Any
     objective: Any
 
-    @property
-    def folder(self) -> Path:
-        """Of the model."""
-        return self.directory / "model"
 
-
-def open_run(run: str, cache_dir: str) -> Saved:
+def open_run(directory: Path, cache_dir: str) -> Saved:
     """The files of a finished run; its corpus is cached in `cache_dir`, wherever its configuration points.
 
     Raises:
-        InputError: `run` is no directory of a finished run, or a file is damaged.
+        InputError: the run has not finished, or a file is missing or damaged.
     """
-    directory = Path(run)
     source, objective, values = build.reopened(directory / "config.yaml")
-    config: Config = check_record(values, Config, str(directory / "config.yaml"))
-    path = directory / "result.json"
-    result: dict[str, Any] = read(path, dict[str, Any])
-    if result.get("status") != "finished":
-        raise InputError(f"{run} has not finished: {result.get('status', 'no status in result.json')}")
-    lines: list[Line] = read_lines(directory / "metrics.jsonl", Line)
-    found = revisions(directory / "milestones")
-    source = dataclasses.replace(source, cache_dir=cache_dir)
-    return Saved(directory, config, check_record(result, Result, str(path)), lines, found, source, objective)
+    return Saved(
+        directory / "model",
+        check_record(values, Config, str(directory / "config.yaml")),
+        read(directory / "result.json", Result),
+        read_lines(directory / "metrics.jsonl", Line),
+        revisions(directory / "milestones"),
+        dataclasses.replace(source, cache_dir=cache_dir),
+        objective,
+    )
 
 
 def check_ledger(run: Saved, training_words: int) -> Iterator[Finding]:
@@ -260,37 +253,34 @@ def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Option
     Args:
         corpus: its report.
     """
-    config, result = run.config, run.result
-    extra = config.model_extra or {}
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    splits = [
-        f"- {split}: {part['documents']:,} documents, {part['words']:,} words, {part['bytes']:,} bytes of UTF-8, "
-        f"{part['devanagari']:.1%} Devanagari"
-        for split, part in ((split, corpus[split]) for split in ("train", "validation"))
-    ]
-    figures = {name: value for name, value in result if name in FIGURES}
+    config, result, other = run.config, run.result, run.config.model_extra or {}
+    head = {"license": options.license, "language": options.language, "tags": "[babylm]"}
+    splits = ((split, corpus[split]) for split in ("train", "validation"))
     rows = [f"| `{path.name}` | {r.words:,} | {r.update:,} |" for path, r in run.milestones]
+    versions = ", ".join(f"{package} {version}" for package, version in result.versions.items())
     lines = [
         "---",
-        *([f"license: {options.license}"] if options.license else []),
-        *([f"language: {options.language}"] if options.language else []),
-        "tags: [babylm]",
+        *(f"{key}: {value}" for key, value in head.items() if value),
         "---",
         f"# {name}",
         "## Data",
-        f"- {_show({k: v for k, v in config.data.items() if k != 'cache_dir'})}",
-        *splits,
+        f"- {_show({key: value for key, value in config.data.items() if key != 'cache_dir'})}",
+        *(
+            f"- {split}: {part['documents']:,} documents, {part['words']:,} words, {part['bytes']:,} bytes of UTF-8, "
+            f"{part['devanagari']:.1%} Devanagari"
+            for split, part in splits
+        ),
         "## Words seen",
         f"{result.words:,} white-space words of training text, repetitions counted, in {result.updates:,} updates; "
         f"track `{config.track.name}`. The tokenizer does not matter to this count. The weights are those of update "
         f"{result.exported_update:,}, after {result.exported_words:,} words.",
         "## Recipe",
         f"{result.parameters:,} parameters; seed {config.seed}.",
-        *(f"- {group}: {_show(extra.get(group))}" for group in PARTS),
+        *(f"- {group}: {_show(other.get(group))}" for group in PARTS),
         f"- commit {result.commit}; {versions}; {result.device}",
         "## Results",
-        *(f"- {name} (validation text): {value:.4f}" for name, value in figures.items()),
-        *(f"- built-in minimal pairs, {name}: {share:.1%}" for name, share in result.pairs.items()),
+        *(f"- {figure} (validation text): {value:.4f}" for figure, value in result if figure in FIGURES),
+        *(f"- built-in minimal pairs, {phenomenon}: {share:.1%}" for phenomenon, share in result.pairs.items()),
         "## Revisions",
         *(["| revision | words seen | update |", "|---|---|---|", *rows] if rows else ["Only this one."]),
         "## Use",
@@ -378,14 +368,13 @@ def check_and_push(line: CommandLine) -> None:
     """Prints the findings, and uploads where that is asked for.
 
     Raises:
-        InputError: a check failed, or as preflight and push say.
+        InputError: a check failed, or as open_run, preflight and push say.
     """
     options: Options = line.options
     if len(line.places) != 1:
         raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
-    run = open_run(line.places[0], options.cache_dir)
-    default = run.directory.resolve().name.replace(".", "_")
-    name = options.name or (options.push_to or default).rpartition("/")[2]
+    run, default = open_run(Path(line.places[0]), options.cache_dir), Path(line.places[0]).resolve().name
+    name = options.name or (options.push_to or default.replace(".", "_")).rpartition("/")[2]
     failed = 0
     for finding in preflight(run, name, options):
         print(finding, flush=True)

@@ -126,7 +126,7 @@ def test_the_card_shows_values_but_no_environment_and_no_markup(workplace, monke
 
 def test_more_words_than_the_track_allows_are_found(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    run = preflight.open_run("causal", "cache")
+    run = preflight.open_run(Path("causal"), "cache")
     words = run.result.words
     assert all(finding.ok is not False for finding in preflight.check_ledger(run, words // 2))
     failed = [finding.text for finding in preflight.check_ledger(run, words // 11) if finding.ok is False]

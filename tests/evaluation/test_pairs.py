@@ -173,7 +173,7 @@ ONE = b'{"good": "a", "bad": "b"}\n'
         ("p.jsonl", b"\xff", "line 1, byte 1"),
         ("p.jsonl", ONE + b"\0", "line 2"),
         ("p.jsonl", b"\n", "no pair"),
-        ("p.jsonl.gz", gzip.compress(ONE * 99)[:40], "p.jsonl.gz"),
+        ("p.jsonl.gz", gzip.compress(ONE * 99, mtime=0)[:40], "p.jsonl.gz"),
         ("p.jsonl.gz", ONE, "p.jsonl.gz"),
         ("p.tsv", b"good\n", "no pair"),
         ("p.tsv", b"good\tbad\na\n", "line 2"),
