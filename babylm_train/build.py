@@ -1,25 +1,23 @@
-"""Composed configuration -> built objects."""
+"""Composed configuration -> built objects: each group first, which reads no data, then the run."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import random
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from omegaconf import DictConfig
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from babylm_train import config as checks
-from babylm_train.command import explain_invalid
-from babylm_train.errors import InputError, OutOfMemory
+from babylm_train.errors import InputError, OutOfMemory, arguments, explain_invalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,13 +36,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN_LENGTH = 10**9  # updates, where a run's length is not known before its corpus is read
+REFUSALS = (TypeError, ValueError, LookupError, ZeroDivisionError, RuntimeError)  # of a library's for its arguments
 
 
-@dataclass
+@arguments()
 class Parts:
-    """What can be built before any data is read: cheap, and enough to find most mistakes."""
+    """A configuration as objects, as far as no data is needed. `_partial_` ones are called when the run is built."""
 
-    source: Any
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    study: Annotated[str, Field(pattern=r"^[^./][^/]*$")]  # the name of a directory
+    resume: str | None
+    job_timeout: Annotated[float, Field(gt=0)] | None
+    size: dict[Literal["vocab_size"], int]
+    data: Any
     tokenizer: Any
     model: Any
     objective: Any
@@ -52,9 +56,12 @@ class Parts:
     scheduler: Any
     precision: Any
     curriculum: Any
-    options: TrainerOptions
+    trainer: Any
+    track: Any
     logger: Any
-    track: Track
+
+
+GROUPS = list(Parts.__annotations__)[5:]
 
 
 @dataclass
@@ -72,103 +79,116 @@ class Run:
     outside: list[str]  # parts that were made from text outside the corpus, as `key=value`
 
 
-def parts(config: DictConfig) -> Parts:
-    """Instantiates every group and calls each partial once, on something small.
+def build_parts(config: DictConfig) -> Parts:
+    """Instantiates every group, once.
 
     Raises:
-        InputError: naming the group or key.
+        InputError: a `_target_` that is not allowed, an unknown key, a wrong type or range, a value that is not set;
+            names the key.
     """
-    checks.check_targets(checks.plain(config), checks.ALLOWED)
-    if config.seed < 0:
-        raise InputError(f"seed must not be negative, got {config.seed}")
-    _check_rates(config)
-    built = Parts(
-        source=_instantiate(config, "data"),
-        tokenizer=_instantiate(config, "tokenizer"),
-        curriculum=_instantiate(config, "curriculum"),
-        logger=_instantiate(config, "logger"),
-        scheduler=_instantiate(config, "scheduler"),
-        precision=_instantiate(config, "precision"),
-        objective=_instantiate(config, "objective"),
-        options=_instantiate(config, "trainer"),
-        track=_instantiate(config, "track"),
-        optimizer=_instantiate(config, "optimizer"),
-        model=_instantiate(config, "model"),
-    )
-    _rehearse(built)
-    return built
+    values = checks.plain(config)
+    checks.check_targets(values)
+    for group in GROUPS:
+        if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
+            raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
+    parts: Parts = _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "", False)
+    return parts
 
 
-def _check_rates(config: DictConfig) -> None:
-    """The commonest mistakes about learning rates, found before torch is imported."""
-    from babylm_train.optim import resolve_warmup
-
-    lr = config.get("optimizer", {}).get("lr")
-    if lr is not None and lr < 0:
-        raise InputError(f"optimizer.lr must not be negative, got {lr}")
-    scheduler, total = config.get("scheduler", {}), config.get("trainer", {}).get("max_steps")
-    resolve_warmup(total or UNKNOWN_LENGTH, scheduler.get("warmup_steps"), scheduler.get("warmup_ratio"))
-
-
-def _instantiate(config: DictConfig, group: str) -> Any:
-    if group not in config:
-        raise InputError(f"{group}: the group is missing")
-    for key, target in _targets(checks.plain(config)[group], group):
-        checks.resolve(target, key)
-    try:
-        return instantiate(config[group], _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from error
-        cause = error.__cause__ or error
-        if isinstance(cause, ValidationError):
-            raise InputError(explain_invalid(cause, group)) from error
-        if isinstance(cause, (TypeError, ValueError)):
-            message = re.sub(r"^[\w.]+\(\) ", "", str(cause).splitlines()[0])  # without `Class.__init__() `
-            raise InputError(f"{group}: {message}") from error
-        raise
-
-
-def _targets(node: Any, at: str) -> list[tuple[str, str]]:
+def _instantiate(node: Any, at: str) -> Any:
+    """What a node of the configuration describes: values, or what its `_target_` makes of them."""
     if isinstance(node, list):
-        return [t for i, value in enumerate(node) for t in _targets(value, f"{at}[{i}]")]
+        return [_instantiate(value, f"{at}[{i}]") for i, value in enumerate(node)]
     if not isinstance(node, dict):
-        return []
-    own = [(at, node["_target_"])] if "_target_" in node else []
-    return own + [t for key, value in node.items() for t in _targets(value, f"{at}.{key}")]
+        if node == "???":
+            raise InputError(f"{at} is not set: give {at}=...")
+        return node
+    given = {str(k): _instantiate(v, f"{at}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return given
+    return _call(checks.find_target(node["_target_"], at), given, at, node.get("_partial_", False))
 
 
-def _rehearse(built: Parts) -> None:
-    """Calls the optimizer's, scheduler's and model configuration's partials, whose mistakes show only when called."""
+def _call(target: Any, given: dict[str, Any], at: str, is_partial: bool) -> Any:
+    """`target(**given)`, or that call with arguments to come; every mistake names its key."""
+    dot = at + "." * bool(at)
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key, value in given.items():
+        if key not in parameters and not takes_any:
+            known = [dot + name for name in parameters]
+            raise InputError(f"{dot}{key}: unknown key{checks.suggest(dot + key, known)}")
+        if key in parameters and not hasattr(target, "__pydantic_validator__"):
+            _check_type(value, parameters[key].annotation, dot + key)
+    with name_errors(at):
+        return partial(target, **given) if is_partial else target(**given)
+
+
+def _check_type(value: Any, annotation: Any, key: str) -> None:
+    """Holds a plain value against a parameter's declared type."""
+    if annotation is inspect.Parameter.empty or not isinstance(value, int | float | str | list | None):
+        return
+    try:
+        TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{key}={value}: {error.errors()[0]['msg']}") from error
+
+
+@contextlib.contextmanager
+def name_errors(group: str, call: Any = None) -> Iterator[None]:
+    """What a library refuses becomes one line that names the group, and what was bound to the partial `call`."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(explain_invalid(error, group)) from error
+    except REFUSALS as error:
+        bound = f" ({', '.join(_show_bound(call, group))})" if isinstance(call, partial) else ""
+        raise InputError(f"{group}: {checks.first_line(error)}{bound}") from error
+
+
+def _show_bound(call: partial[Any], at: str) -> Iterator[str]:
+    for key, value in call.keywords.items():
+        yield from _show_bound(value, f"{at}.{key}") if isinstance(value, partial) else (f"{at}.{key}={value}",)
+
+
+def rehearse(parts: Parts) -> None:
+    """Calls what is partial once before any data is read, on a model of eight words whose parameters hold no values.
+
+    Raises:
+        InputError: sizes that do not fit, an optimizer that does not take such parameters, a warmup longer than the
+            run, a device that is not there, an objective that the model cannot learn, pairs that cannot be read.
+    """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
 
+    from babylm_train.evaluation.pairs import read_pairs
     from babylm_train.model.build import is_encoder
     from babylm_train.model.export import BOTH_WAYS
+    from babylm_train.optim import group_parameters
 
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    try:
-        optimizer = built.optimizer([weight])
-        weight.grad = torch.zeros_like(weight)
+    find_device(parts.trainer)
+    with name_errors("model", parts.model), torch.device("meta"):
+        model = parts.model(tokenizer=_AnyTokenizer(), max_length=4)
+        seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
+    objective, name = parts.objective, type(parts.objective).__name__
+    if "mntp" in objective.backends and type(model).__name__ not in BOTH_WAYS:
+        raise InputError(f"objective: {name} works with {', '.join(BOTH_WAYS)}")
+    if objective.encoder != is_encoder(model):
+        wanted = ("a decoder", "an encoder")
+        raise InputError(
+            f"objective: {name} needs {wanted[objective.encoder]}, model is {wanted[not objective.encoder]}"
+        )
+    with name_errors("optimizer", parts.optimizer):
+        groups = group_parameters(model, 0.0, parts.trainer.no_decay)
+        small = [torch.nn.Parameter(torch.zeros((2,) * p.dim())) for group in groups for p in group["params"]]
+        optimizer = parts.optimizer(small)
+        for weight in small:
+            weight.grad = torch.zeros_like(weight)
         optimizer.step()
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
-    try:
-        built.scheduler(optimizer, built.options.max_steps or UNKNOWN_LENGTH)
-    except TypeError as error:
-        raise InputError(f"scheduler: {error}") from error
-    try:  # sizes that do not fit show when the model is built, or used
-        with torch.device("meta"):
-            model = built.model(tokenizer=_AnyTokenizer(), max_length=4)
-            seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
-            wanted, given = (("a decoder", "an encoder")[kind] for kind in (built.objective.encoder, is_encoder(model)))
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"model: {' '.join(str(error).splitlines()[:2])}") from error
-    if "mntp" in built.objective.backends and type(model).__name__ not in BOTH_WAYS:
-        raise InputError(f"objective: {type(built.objective).__name__} works with {', '.join(BOTH_WAYS)}")
-    if wanted != given:
-        raise InputError(f"objective: {type(built.objective).__name__} needs {wanted}, model is {given}")
+    with name_errors("scheduler", parts.scheduler):
+        parts.scheduler(optimizer, parts.trainer.max_steps or UNKNOWN_LENGTH)
+    if parts.trainer.eval_pairs not in (None, "corpus"):
+        read_pairs(parts.trainer.eval_pairs)
 
 
 class _AnyTokenizer:
@@ -180,7 +200,7 @@ class _AnyTokenizer:
         return 8
 
 
-def device_of(options: TrainerOptions) -> torch.device:
+def find_device(options: TrainerOptions) -> torch.device:
     """`auto`: CUDA if there is any, else the CPU.
 
     Raises:
@@ -196,7 +216,7 @@ def device_of(options: TrainerOptions) -> torch.device:
             raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"trainer.device={options.device} is not available: {str(error).splitlines()[0]}") from error
+        raise InputError(f"trainer.device={options.device} is not available: {checks.first_line(error)}") from error
     return device
 
 
@@ -214,11 +234,11 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -> Run:
+def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: Any) -> Run:
     """Reads the data and builds the run.
 
     Args:
-        config: composed. directory: of the run; nothing is written to it here. built: from `parts`.
+        config: composed. directory: of the run; nothing is written to it here. parts: from `build_parts`.
         should_stop: asked after each update, see Trainer.
 
     Raises:
@@ -232,15 +252,15 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
     from babylm_train.model.build import count_parameters
     from babylm_train.trainer import Trainer
 
-    options, source = built.options, built.source
-    corpus, tokenizer, train, validation = _read(built)
-    curriculum = _curriculum(built, corpus, train)
-    seed_everything(config.seed, options.deterministic)
-    model = _fresh_model(built, tokenizer)
+    options, source = parts.trainer, parts.data
+    corpus, tokenizer, train, validation = _read(parts)
+    curriculum = _curriculum(parts, corpus, train)
+    seed_everything(parts.seed, options.deterministic)
+    model = _fresh_model(parts, tokenizer)
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
-    optimizer = _optimizer(built, model)
-    objective, pairs = built.objective.use_tokenizer(tokenizer), _eval_pairs(built, corpus, tokenizer)
+    optimizer = _optimizer(parts, model)
+    objective, pairs = parts.objective.use_tokenizer(tokenizer), _eval_pairs(parts, corpus, tokenizer)
     first = EvaluationRows(beginning(validation), source.max_length)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
@@ -248,20 +268,20 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         model=model,
         objective=objective,
         optimizer=optimizer,
-        scheduler=built.scheduler(optimizer, updates),
-        precision=built.precision,
+        scheduler=parts.scheduler(optimizer, updates),
+        precision=parts.precision,
         curriculum=curriculum,
         train_split=train,
         validation_split=validation,
         max_length=source.max_length,
         options=options,
         directory=directory,
-        logger=built.logger,
-        identity={"hashes": hashes, "config": checks.essential(values), "resume": config.resume},
+        logger=parts.logger,
+        identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
         should_stop=should_stop,
         milestones=Milestones(
             directory / "milestones",
-            built.track.milestones,
+            parts.track.milestones,
             model,
             tokenizer,
             objective.backends,
@@ -269,12 +289,13 @@ def build(config: DictConfig, directory: Path, built: Parts, should_stop: Any) -
         ),
         pairs=lambda: score_pairs(model, tokenizer, pairs, backend=objective.backends[0]) if pairs else {},
     )
-    outside = [part for part in (_outside(built.tokenizer), _outside(built.curriculum.strategy)) if part]
+    made_of = (getattr(part, "outside_text", None) for part in (parts.tokenizer, parts.curriculum.strategy))
+    outside = [text for text in made_of if text]  # a user's own part may not say
     config_hash, name = checks.config_hash(config), directory.name
-    return Run(trainer, tokenizer, corpus, values, config_hash, name, config.study, built.track, outside)
+    return Run(trainer, tokenizer, corpus, values, config_hash, name, parts.study, parts.track, outside)
 
 
-def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit, TokenizedSplit]:
+def _read(parts: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit, TokenizedSplit]:
     """Corpus, tokenizer, and the tokens of both splits; says what they are."""
     import transformers
 
@@ -284,23 +305,23 @@ def _read(built: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = built.source
+    source = parts.data
     corpus = source.load()
     print(describe(corpus), flush=True)
-    tokenizer = load_tokenizer(built.tokenizer, corpus, source.cache_dir)
+    tokenizer = load_tokenizer(parts.tokenizer, corpus, source.cache_dir)
     tokenizer.model_max_length = source.max_length
     train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
-    print(describe_tokens(tokenizer, train, recipe=built.tokenizer), flush=True)
+    print(describe_tokens(tokenizer, train, recipe=parts.tokenizer), flush=True)
     return corpus, tokenizer, train, validation
 
 
-def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> CurriculumTrainingManager:
+def _curriculum(parts: Parts, corpus: Corpus, train: TokenizedSplit) -> CurriculumTrainingManager:
     """The curriculum, with the documents' difficulty and the clock of this run."""
     from babylm_train.curriculum.strategy import score_documents
 
-    options, source = built.options, built.source
-    manager: CurriculumTrainingManager = built.curriculum.begin(
-        score_documents(built.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
+    options, source = parts.trainer, parts.data
+    manager: CurriculumTrainingManager = parts.curriculum.begin(
+        score_documents(parts.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
         train.words,
         np.diff(train.offsets),
         epochs=options.epochs,
@@ -311,52 +332,40 @@ def _curriculum(built: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
     return manager
 
 
-def _fresh_model(built: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
+def _fresh_model(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The model with freshly drawn weights, on its device."""
     from babylm_train.errors import is_memory_error
 
-    device = device_of(built.options)
+    device = find_device(parts.trainer)
     try:
-        model = built.model(tokenizer=tokenizer, max_length=built.source.max_length).to(device)
+        model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length).to(device)
     except (TypeError, ValueError) as error:
-        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"model: {checks.first_line(error)}") from error
     except RuntimeError as error:
         if not is_memory_error(error):
             raise
-        raise OutOfMemory(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
-    if built.options.gradient_checkpointing:
+        raise OutOfMemory(f"the model does not fit into memory ({checks.first_line(error)})") from error
+    if parts.trainer.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
         (enable or model.gradient_checkpointing_enable)()
     return model
 
 
-def _optimizer(built: Parts, model: Any) -> Any:
-    """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default.
-
-    Raises:
-        InputError: it does not take these parameters, as Muon, which takes matrices alone.
-    """
+def _optimizer(parts: Parts, model: Any) -> Any:
+    """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default."""
     from babylm_train.optim import group_parameters
 
-    partial = built.optimizer
-    declared = inspect.signature(partial.func).parameters.get("weight_decay")
-    decay = partial.keywords.get("weight_decay", declared.default if declared else 0.0)
-    groups = group_parameters(model, decay, built.options.no_decay)
-    try:
-        return partial(groups)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer: {str(error).splitlines()[0]}") from error
+    make = parts.optimizer
+    declared = inspect.signature(make.func).parameters.get("weight_decay")
+    decay = make.keywords.get("weight_decay", declared.default if declared else 0.0)
+    with name_errors("optimizer", make):
+        return make(group_parameters(model, decay, parts.trainer.no_decay))
 
 
-def _outside(part: Any) -> str | None:
-    """What of a tokenizer or a strategy was made from text outside the corpus; one of a user's own may not say."""
-    return getattr(part, "outside_text", None)
-
-
-def _eval_pairs(built: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Sequence[MinimalPair]:
+def _eval_pairs(parts: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Sequence[MinimalPair]:
     from babylm_train.evaluation.pairs import by_phenomenon, read_pairs, texts_cut
 
-    options = built.options
+    options = parts.trainer
     if options.eval_pairs is None:
         return ()
     pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs)
@@ -365,28 +374,19 @@ def _eval_pairs(built: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast
     allowed = ["val/loss", *(f"pairs/{name}" for name in by_phenomenon(pairs))]
     if options.metric not in allowed:
         raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
-    if cut := texts_cut(tokenizer, pairs, built.objective.backends[0]):
+    if cut := texts_cut(tokenizer, pairs, parts.objective.backends[0]):
         log.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
     return pairs
 
 
-def reopened(path: Path) -> tuple[Any, Any, dict[str, Any]]:
+def reopen(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     """The corpus's source and the objective of a configuration that saved_config wrote, and all of it as may be shown.
 
     Raises:
         InputError: there is none, a part of it is not allowed or does not fit, or an environment variable is not set.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing: this is no run's directory")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    try:
-        checks.check_targets(checks.plain(config), checks.ALLOWED)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    return _instantiate(config, "data"), _instantiate(config, "objective"), checks.public(config)
-
-
-def saved_config(config: DictConfig) -> str:
-    """The composed configuration as YAML; interpolations stay unresolved, so no environment value is written."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]))
+    config = checks.load_config(path)
+    values = checks.plain(config)
+    checks.check_targets(values)
+    source, objective = (_instantiate(values.get(group, "???"), group) for group in ("data", "objective"))
+    return source, objective, checks.public(config)

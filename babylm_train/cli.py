@@ -1,29 +1,60 @@
-"""The command line: checks first, then Hydra, then exit codes."""
+"""The command line: composed and checked before anything is written, then trained; errors become exit codes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from babylm_train import __version__
 from babylm_train import config as checks
-from babylm_train.errors import InputError, PreemptedError, RunError, StorageError, fail, one_line
-from babylm_train.preemption import SIGNALS, preemptible
+from babylm_train.errors import (
+    SIGNALS,
+    InputError,
+    Interrupted,
+    PreemptedError,
+    RunError,
+    StorageError,
+    fail,
+    handle_signals,
+    one_line,
+    watch_signals,
+)
 
 if TYPE_CHECKING:
+    from babylm_train.build import Parts
     from babylm_train.run import Request
+
+MULTIRUN = ("--multirun", "-m")
+FOLDER, NAME = ("--config-dir", "-cd"), ("--config-name", "-cn")
+PAGES = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)  # Hydra prints them
 
 
 def main() -> None:
@@ -31,36 +62,111 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as exceptions, and leave as one line
     # our launchers' fragments bear the names of the plugins' schemas on purpose: they are held against them
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    for number in SIGNALS:
-        signal.signal(number, _stopped)
-    checks.register_resolvers()
-    sys.argv[1:] = [checks.quoted(argument) for argument in sys.argv[1:]]
+    arguments = sys.argv[1:]
     try:
-        parser = get_args_parser()
-        parser.error = _refuse  # type: ignore[method-assign]
-        args = parser.parse_args()
-        if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-            task()
-            return
-        configs = checks.check_command_line(args.overrides, args.config_name or "config", args.config_dir)
-        _check_values(configs)
-        if args.multirun or configs[0].hydra.mode == hydra.types.RunMode.MULTIRUN:
-            _sweep(configs[0])
-        else:
-            task()
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(InputError(checks.explain(error, sys.argv[1:])))
+        with handle_signals(_stop_early, (*SIGNALS, signal.SIGINT)):
+            if "--version" in arguments:
+                print(f"babylm_train {__version__}")
+            elif any(argument.partition("=")[0] in PAGES for argument in arguments):
+                _show_page()
+            else:
+                _start(arguments)
     except RunError as error:
         fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(InputError(checks.first_line(error)))
     except OSError as error:  # Hydra's own folders
         fail(StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}"))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        fail(Interrupted("interrupted at once: what was saved before is intact; the same command continues"))
 
 
-def _sweep(config: DictConfig) -> None:
+def _stop_early(number: int, _frame: object) -> NoReturn:
+    kind = Interrupted if number == signal.SIGINT else PreemptedError
+    raise kind("stopped before anything had begun; the same command starts again")
+
+
+@hydra.main(config_path=str(checks.CONF), config_name="config", version_base="1.3")
+def _show_page(_: DictConfig) -> None:
+    """Hydra's own pages: help, a composed configuration, shell completion."""
+
+
+def _start(arguments: list[str]) -> None:
+    """Composes what was typed, builds what needs no data, and runs it."""
+    from babylm_train.build import build_parts, name_errors, rehearse
+    from babylm_train.checkpoint import find_checkpoint
+
+    flags, typed = read_flags(arguments)
+    with checks.Composer(flags.get("--config-name", "config"), flags.get("--config-dir")) as composer:
+        overrides = composer.read_overrides(typed)
+        configs = composer.compose_each(overrides)
+        is_sweep = "--multirun" in flags or configs[0].hydra.mode == RunMode.MULTIRUN
+        _check_mode(overrides, is_sweep)
+        with name_errors("hydra.job_logging"):
+            configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
+        parts = [build_parts(config) for config in configs]
+        for part in parts:
+            if part.resume is not None:
+                find_checkpoint(part.resume)
+            rehearse(part)
+        words = [str(override.input_line) for override in overrides]
+        run_it = GlobalHydra.instance().hydra
+        assert run_it is not None
+        if is_sweep:
+            _sweep(configs[0], lambda more: run_it.multirun(composer.name, _run_task, words + more))
+            return
+        directory = Path(configs[0].hydra.run.dir)
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        try:
+            run_it.run(composer.name, partial(_run_task, parts=parts[0]), words)
+        finally:  # of a refused run nothing is left: Hydra makes its directory before
+            for path in missing:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
+def read_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags with their values, and the other words; flags may stand anywhere.
+
+    Raises:
+        InputError: an unknown flag, with the key that was meant.
+    """
+    flags: dict[str, str] = {}
+    words: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        if flag in MULTIRUN:
+            flags["--multirun"] = ""
+        elif flag in FOLDER + NAME:
+            flags["--config-dir" if flag in FOLDER else "--config-name"] = value if equals else next(left, "")
+        elif flag.startswith("-"):
+            key = argument.lstrip("-")
+            config, *_ = checks.check_command_line([])
+            hint = checks.suggest(key.partition("=")[0], checks.essential(checks.plain(config)))
+            raise InputError(f"{argument}: no such flag; keys have no dashes: {key}{hint}")
+        else:
+            words.append(argument)
+    return flags, words
+
+
+def _check_mode(overrides: list[Override], is_sweep: bool) -> None:
+    """Raises InputError for several values, or a launcher, without --multirun."""
+    for override in overrides if not is_sweep else ():
+        line, key = str(override.input_line), override.key_or_group
+        if override.is_sweep_override():
+            name, _, value = line.partition("=")
+            quoted = value.replace("'", "")
+            raise InputError(f"{line}: several values are a sweep, add -m; one with a comma is {name}=\"'{quoted}'\"")
+        if key.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")):
+            raise InputError(f"{line}: only a sweep has a launcher and a sweeper: add -m")
+
+
+def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
     """Runs the jobs of a study that are missing, then reports on all of it.
+
+    Args:
+        launch: runs the sweep with these further overrides.
 
     Raises:
         SystemExit: a job failed; with the exit code of the first that did.
@@ -74,22 +180,12 @@ def _sweep(config: DictConfig) -> None:
         from babylm_train.study.search import continued
 
         with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
-            sys.argv += left
-            task()
+            launch(left)
     else:
-        task()
+        launch([])
     _report(directory)
     if StudyLauncher.exit_codes:
         sys.exit(StudyLauncher.exit_codes[0])
-
-
-def _stopped(*_: object) -> NoReturn:
-    raise PreemptedError("preempted before anything had begun; the same command starts again")
-
-
-def _refuse(message: str) -> NoReturn:
-    """What argparse would say in a page."""
-    raise InputError(f"{message}: --multirun (-m) and other options stand before the first key=value")
 
 
 def _report(directory: Path) -> None:
@@ -102,60 +198,49 @@ def _report(directory: Path) -> None:
         print(f"warning: no report: {one_line(error)}", file=sys.stderr)
 
 
-def _check_values(configs: list[DictConfig]) -> None:
-    """Builds what is cheap of every configuration, so that a mistake is found before anything is written."""
-    from babylm_train import build
-    from babylm_train.checkpoint import find_checkpoint
-
-    for config in configs:
-        if config.resume is not None:
-            find_checkpoint(config.resume)
-        build.parts(config)
-
-
-@hydra.main(config_path=str(checks.CONF), config_name="config", version_base="1.3")
-def task(config: DictConfig) -> float:
-    """One job: returns its best validation loss; in a sweep infinity if it failed."""
-    directory = Path(HydraConfig.get().runtime.output_dir)
+def _run_task(config: DictConfig, parts: Parts | None = None) -> float:
+    """The task that Hydra runs; ends the process if the run fails, or Hydra would say something of its own first."""
     from babylm_train.run import record_failure
     from babylm_train.study.jobs import Outcome
 
-    request = _request(config)
+    directory = Path(HydraConfig.get().runtime.output_dir)
     try:
-        return _job(config, directory, request)
+        return run_job(config, directory, parts)
     except RunError as error:
         if not isinstance(error, InputError) and (directory / "config.yaml").exists():  # it had begun
-            record_failure(directory, Outcome.of(error), request, checks.config_hash(config))
-        fail(error)  # here: Hydra would say something of its own first
+            record_failure(directory, Outcome.of(error), _request(config), checks.config_hash(config))
+        fail(error)
 
 
-def run_job(config: DictConfig, directory: Path) -> float:
-    """A job of a study, in its own process: its validation loss. Raises RunError as its kind says."""
-    return _job(config, directory, _request(config))
+def run_job(config: DictConfig, directory: Path, parts: Parts | None = None) -> float:
+    """Trains what `config` describes in `directory`, or goes on with it; returns the validation loss.
 
+    Args:
+        config: a composed job; it was checked. parts: built from it already, or None.
 
-def _job(config: DictConfig, directory: Path, request: Request) -> float:
+    Raises:
+        RunError: as its kind says. A finished run of this configuration is not run again.
+    """
     from babylm_train import build
-    from babylm_train.run import claimed, execute, table
+    from babylm_train.run import lock_run, show_result, train_to_end
 
-    with claimed(directory), preemptible() as preemption:
+    with lock_run(directory), watch_signals() as preemption:
         _refuse_other(config, directory)
         done = finished(directory, checks.config_hash(config))
         if done is not None:
             print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
             return float(done["val_loss"])
-        run = build.build(config, directory, build.parts(config), preemption)
-        result = execute(run, directory, config.resume, request, preemption)
-    print(f"{directory}\n{table(result)}", flush=True)
+        run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
+        result = train_to_end(run, directory, config.resume, _request(config), preemption)
+    print(f"{directory}\n{show_result(result)}", flush=True)
     return float(result["val_loss"])
 
 
 def _request(config: DictConfig) -> Request:
-    from babylm_train import build
     from babylm_train.run import Request
 
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return Request(build.saved_config(config), [str(override) for override in typed])  # variables stay unread
+    return Request(checks.saved_config(config), [str(override) for override in typed])  # variables stay unread
 
 
 def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:
@@ -181,8 +266,5 @@ def _refuse_other(config: DictConfig, directory: Path) -> None:
     path = directory / "config.yaml"
     if not path.exists():
         return
-    try:
-        there = checks.plain(OmegaConf.load(path))  # type: ignore[arg-type]
-    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no configuration of a run: {str(error).splitlines()[0]}") from error
+    there = checks.plain(checks.load_config(path))
     refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from babylm_train.errors import InputError, RunError, fail, printable
+from babylm_train.errors import InputError, RunError, explain_invalid, fail, nearest, printable
 
 FLAGS = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
 
@@ -67,24 +66,6 @@ def read_command_line(
     except ValidationError as error:
         raise InputError(explain_invalid(error)) from error
     return CommandLine(words, made, rest, **flags)
-
-
-def explain_invalid(error: ValidationError, at: str = "") -> str:
-    """One line for the first thing that pydantic refused: `at.field: what was expected, got value`."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in (*([at] if at else []), *first["loc"]))
-    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{key}: unknown key"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{key} is not set: give {key}=..."
-    return f"{key} must be {said}, got {printable(first['input'])[:100]}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean NAME?` where something known is near."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def start(

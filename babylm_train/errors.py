@@ -1,13 +1,18 @@
-"""The errors a run can end with. Library code raises them; only the entry points map them to exit codes."""
+"""What a run can end with: typed errors that entry points map to exit codes, and signals that ask it to stop."""
 
 import contextlib
 import dataclasses
+import difflib
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar, cast, dataclass_transform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
+from pydantic import ConfigDict, ValidationError
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's, before it takes the machine away
 T = TypeVar("T")
 
 
@@ -18,7 +23,7 @@ def arguments(*, frozen: bool = True) -> Callable[[type[T]], type[T]]:
     They are checked where it is built, by their types and `pydantic.Field(gt=..., le=...)`, without conversions;
     unknown ones are refused (pydantic.ValidationError).
     """
-    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return cast(Callable[[type[T]], type[T]], pydantic.dataclasses.dataclass(frozen=frozen, config=config))
 
 
@@ -57,9 +62,15 @@ class OutOfMemory(RunError):
 
 
 class PreemptedError(RunError):
-    """SIGTERM or SIGUSR1 arrived; the state is saved and the same command continues."""
+    """SIGTERM, SIGUSR1 or SIGUSR2 arrived; the state is saved and the same command continues."""
 
     exit_code = 75
+
+
+class Interrupted(PreemptedError):
+    """The same after Ctrl-C."""
+
+    exit_code = 130
 
 
 def printable(text: object) -> str:
@@ -98,3 +109,78 @@ def memory_errors(rows: int, length: int) -> Iterator[None]:
             f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "
             "and double trainer.gradient_accumulation_steps for the same updates"
         ) from error
+
+
+def explain_invalid(error: ValidationError, at: str = "") -> str:
+    """One line for the first thing that pydantic refused: `at.field: what was expected, got value`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in (*([at] if at else []), *first["loc"]))
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key} is not set: give {key}=..."
+    return f"{key} must be {said}, got {printable(first['input'])[:100]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean NAME?` where something known is near: the same last part, or similar letters."""
+    names = list(known)
+    close = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = close or difflib.get_close_matches(name, names, 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+@contextlib.contextmanager
+def handle_signals(
+    handler: Callable[[int, Any], object] | signal.Handlers, signals: Iterable[int] = SIGNALS
+) -> Iterator[None]:
+    """Meanwhile `signals` are handled by `handler`. Outside the main thread: nothing changes."""
+    main = threading.current_thread() is threading.main_thread()
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in signals if main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Preemption:
+    """Whether a run was asked to stop. In `training` it stops after the current update, elsewhere at once.
+
+    Raises:
+        PreemptedError: from the handler, where there is nothing to save. KeyboardInterrupt: the same after Ctrl-C; a
+            second Ctrl-C ends the run at once, wherever it is.
+    """
+
+    def __init__(self) -> None:
+        self.signal, self.training = 0, False
+
+    def handle(self, number: int, _frame: object = None) -> None:
+        """Handles a signal."""
+        again = self.signal == number == signal.SIGINT
+        self.signal = number
+        if number == signal.SIGINT and (again or not self.training):
+            raise KeyboardInterrupt
+        if not self.training:
+            raise PreemptedError("preempted outside training: nothing to save; the same command continues")
+
+    def __call__(self) -> bool:
+        return bool(self.signal)
+
+
+@contextlib.contextmanager
+def watch_signals() -> Iterator[Preemption]:
+    """Yields whether SIGNALS or Ctrl-C have asked to stop since.
+
+    Raises:
+        Interrupted: instead of a PreemptedError after Ctrl-C.
+    """
+    preemption = Preemption()
+    with handle_signals(preemption.handle, (*SIGNALS, signal.SIGINT)):
+        try:
+            yield preemption
+        except PreemptedError as error:
+            if preemption.signal != signal.SIGINT:
+                raise
+            raise Interrupted(str(error).replace("preempted", "interrupted", 1)) from error

@@ -1,4 +1,4 @@
-"""One run from start to result: claim the directory, restore, train, export, write down."""
+"""One run from start to result: lock the directory, restore, train, export, write down."""
 
 from __future__ import annotations
 
@@ -15,19 +15,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from babylm_train.babylm.milestones import revisions
 from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
-from babylm_train.errors import InputError, InUse, RunError, StorageError, memory_errors, printable
-from babylm_train.evaluation.loss import PROMPTS, sample
-from babylm_train.evaluation.pairs import score_pairs, texts_cut
+from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
 from babylm_train.files import write_json, write_text
-from babylm_train.model.build import count_parameters
-from babylm_train.model.export import write_model
-from babylm_train.tools.plan import exposure_so_far, plan_of
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
-    from babylm_train.preemption import Preemption
     from babylm_train.study.jobs import Outcome
     from babylm_train.trainer import Trainer
 
@@ -35,7 +28,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def lock_run(directory: Path) -> Iterator[None]:
     """Holds the run's directory; one that was empty is gone again if the run was refused.
 
     Raises:
@@ -51,8 +44,8 @@ def claimed(directory: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {directory}: {error.strerror}") from error
     try:
         yield
-    except InputError:
-        if os.listdir(directory) == [LOCK]:
+    except RunError:
+        if directory.exists() and os.listdir(directory) == [LOCK]:
             (directory / LOCK).unlink()
             directory.rmdir()
         raise
@@ -60,7 +53,7 @@ def claimed(directory: Path) -> Iterator[None]:
         lock.release()  # the file stays: removing it could let two others in
 
 
-def placed(directory: Path, config_hash: str) -> Path:
+def find_run_directory(directory: Path, config_hash: str) -> Path:
     """The directory of the job with this configuration, which a command in other words may have begun meanwhile.
 
     Args:
@@ -97,7 +90,9 @@ class Request:
         write_text(directory / "overrides.yaml", yaml.safe_dump(self.overrides, allow_unicode=True))
 
 
-def execute(run: Run, directory: Path, resume: str | None, request: Request, preemption: Preemption) -> dict[str, Any]:
+def train_to_end(
+    run: Run, directory: Path, resume: str | None, request: Request, preemption: Preemption
+) -> dict[str, Any]:
     """Trains `run` to its end in `directory` and writes its result.json; returns what that holds.
 
     Args:
@@ -107,6 +102,9 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
         InputError: `resume` names no checkpoint of this run; nothing was written.
         RunError: as its kind says; the checkpoints stay.
     """
+    from babylm_train.model.build import count_parameters
+    from babylm_train.tools.plan import plan_of
+
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
     plan = plan_of(run)
@@ -133,7 +131,7 @@ def execute(run: Run, directory: Path, resume: str | None, request: Request, pre
             preemption.training = True
             trainer.train()
             preemption.training = False
-            result = {**summary(run), **finish(run, directory)}
+            result = {**summarise_run(run), **finish(run, directory)}
         trainer.record.curves()
         trainer.record.result(result)
     except RunError as error:
@@ -194,6 +192,9 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
 
 def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
+    from babylm_train.evaluation.loss import sample
+    from babylm_train.evaluation.pairs import score_pairs, texts_cut
+
     trainer, model = run.trainer, run.trainer.model
     exported = asdict(trainer.state)
     if trainer.options.export == "best" and trainer.state.best_update != trainer.state.updates:
@@ -216,14 +217,21 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
 
 def export(run: Run, folder: Path) -> None:
     """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
+    from babylm_train.babylm.milestones import revisions
+    from babylm_train.model.export import write_model
+
     like = [path for path, _ in revisions(folder.parent / "milestones")]
     write_model(run.trainer.model, run.tokenizer, folder, run.trainer.objective.backends, like=like)
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summarise_run(run: Run) -> dict[str, Any]:
     """Status and budget of a run that ended, and the software it ran on."""
     import torch
     import transformers
+
+    from babylm_train.babylm.milestones import revisions
+    from babylm_train.model.build import count_parameters
+    from babylm_train.tools.plan import exposure_so_far
 
     trainer, state = run.trainer, run.trainer.state
     device = trainer.device
@@ -266,8 +274,10 @@ def _commit() -> str | None:
     return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def table(result: dict[str, Any]) -> str:
+def show_result(result: dict[str, Any]) -> str:
     """The result as it is printed."""
+    from babylm_train.evaluation.loss import PROMPTS
+
     figures = ("perplexity", "bits_per_byte", "word_perplexity")
     names = ("val_loss", *figures, *(f"pseudo_{name}" for name in figures), "updates", "tokens", "words", "seconds")
     names = tuple(name for name in names if name in result)
@@ -287,7 +297,7 @@ def record_failure(directory: Path, outcome: Outcome, request: Request, config_h
     """result.json of a run that failed, unless another process has taken its directory over."""
     values = {"status": outcome.status, "cause": outcome.cause, "exit_code": outcome.exit_code}
     values["config_hash"] = config_hash
-    with contextlib.suppress(InUse, StorageError), claimed(directory):  # the disk may be what failed
+    with contextlib.suppress(InUse, StorageError), lock_run(directory):  # the disk may be what failed
         if not (directory / "config.yaml").exists():  # it failed before it had begun
             request.write(directory)
         write_json(directory / "result.json", values | ({"traceback": outcome.traceback} if outcome.traceback else {}))

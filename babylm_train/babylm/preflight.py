@@ -131,7 +131,7 @@ def open_run(directory: Path, cache_dir: str) -> Saved:
     Raises:
         InputError: the run has not finished, or a file is missing or damaged.
     """
-    source, objective, values = build.reopened(directory / "config.yaml")
+    source, objective, values = build.reopen(directory / "config.yaml")
     return Saved(
         directory / "model",
         check_record(values, Config, str(directory / "config.yaml")),
@@ -308,7 +308,7 @@ def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     """
     from transformers import AutoTokenizer
 
-    device = build.device_of(options)  # type: ignore[arg-type]
+    device = build.find_device(options)  # type: ignore[arg-type]
     model, tokenizer, backend = load_model(run.folder, None, device)
     corpus = run.source.load()
     same = corpus.validation.fingerprint == run.result.hashes.get("validation")

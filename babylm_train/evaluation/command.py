@@ -240,14 +240,14 @@ def evaluate_run(run: str, options: Options) -> dict[str, Any]:
     Raises:
         InputError: nothing is asked for, no such model or file, or a causal model that sees the future.
     """
-    from babylm_train.build import device_of
+    from babylm_train.build import find_device
     from babylm_train.evaluation.pairs import read_pairs
 
     if options.pairs is None and options.text is None:
         raise InputError("nothing to evaluate: give pairs=FILE or text=FILE")
     if options.out is not None and (not Path(options.out).parent.is_dir() or Path(options.out).is_dir()):
         raise InputError(f"out={options.out}: no such folder, or no file's name")
-    device = device_of(cast(Any, options))
+    device = find_device(cast(Any, options))
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     cut_at = options.separator or separator_of(run)
     texts = None if options.text is None else read_texts(options.text, options.text_field, cut_at)

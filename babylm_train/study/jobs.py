@@ -17,9 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from babylm_train.errors import InputError, PreemptedError, RunError, one_line, printable
+from babylm_train.errors import SIGNALS, InputError, PreemptedError, RunError, handle_signals, one_line, printable
 from babylm_train.files import read
-from babylm_train.preemption import SIGNALS, handled
 
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
 STATUS[130] = "preempted"
@@ -129,7 +128,7 @@ class JobRunner:
             KeyboardInterrupt: the same, after Ctrl-C. A second one kills them.
         """
         left, busy = iter(jobs), list[Job]()
-        with handled(self._ask):
+        with handle_signals(self._ask):
             while True:
                 try:
                     again, busy = busy, []
@@ -153,7 +152,7 @@ class JobRunner:
         """Signals often reach every process of a session: the one that jobs are forked from must not heed them."""
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counting GPUs otherwise spoils CUDA for forks
         self.context.set_forkserver_preload(PRELOAD)
-        with handled(signal.SIG_IGN):
+        with handle_signals(signal.SIG_IGN):
             forkserver.ensure_running()
 
     def _fill_places(self, jobs: Iterable[Job], busy: list[Job]) -> bool:

@@ -20,8 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from babylm_train.errors import InputError, InUse, PreemptedError, RunError, fail
-from babylm_train.preemption import handled
+from babylm_train.errors import InputError, InUse, PreemptedError, RunError, fail, handle_signals
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
 
 # What submitit calls the same for every cluster.
@@ -84,7 +83,7 @@ class StudyLauncher(Launcher):
 
     def _job(self, study: Path, name: str, number: int, overrides: Sequence[str]) -> Job:
         from babylm_train.config import config_hash
-        from babylm_train.run import placed
+        from babylm_train.run import find_run_directory
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
@@ -92,7 +91,7 @@ class StudyLauncher(Launcher):
         digest = config_hash(config)
         directory = study / str(config.hydra.sweep.subdir)
         directory.mkdir(parents=True, exist_ok=True)
-        directory = placed(directory, digest)
+        directory = find_run_directory(directory, digest)
         with open_dict(config):
             config.hydra.sweep.subdir = str(directory.relative_to(study))
 
@@ -117,8 +116,7 @@ def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
 
 def write_failure(config: DictConfig, directory: Path, outcome: Outcome) -> None:
     """The result.json of a job that failed, and what else it may not have come to write."""
-    from babylm_train.build import saved_config
-    from babylm_train.config import config_hash
+    from babylm_train.config import config_hash, saved_config
     from babylm_train.run import Request, record_failure
 
     request = Request(saved_config(config), [str(override) for override in config.hydra.overrides.task])
@@ -192,7 +190,7 @@ class SubmititLauncher(StudyLauncher):
         executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
         executor.update_parameters(**self.parameters)
         left, tasks = list(jobs), dict[Any, Job]()
-        with handled(_leave):
+        with handle_signals(_leave):
             while left or tasks:
                 ended = {id(job): outcome for job in left if (outcome := job.outcome(self.since))}
                 ready = [job for job in left if id(job) not in ended and not job.is_locked()]

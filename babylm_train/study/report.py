@@ -482,8 +482,7 @@ def write_report(*directories: Path, baseline: str | None = None) -> Path:
 
 def compose_defaults() -> dict[str, Any]:
     """The configuration of a run without any override."""
-    from babylm_train.build import saved_config
-    from babylm_train.config import check_command_line, essential
+    from babylm_train.config import check_command_line, essential, saved_config
 
     return essential(yaml.safe_load(saved_config(check_command_line([])[0])))
 

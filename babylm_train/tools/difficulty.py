@@ -116,12 +116,12 @@ def build_strategies(line: CommandLine) -> tuple[Any, dict[str, Any]]:
     from babylm_train import build, config
 
     first = compose_one(line)
-    chosen, built = first.hydra.runtime.choices[GROUP], build.parts(first)
+    chosen, built = first.hydra.runtime.choices[GROUP], build.build_parts(first)
     found = {chosen: built.curriculum.strategy}
     others = [o for o in line.overrides if not o.lstrip("+~").startswith((f"{GROUP}=", "curriculum.strategy."))]
     for name in {path.stem for path in (config.CONF / GROUP).glob("*.yaml")} - {chosen}:
         (other,) = config.check_command_line([*others, f"{GROUP}={name}"], line.config_name, line.config_dir)
-        found[name] = build.parts(other).curriculum.strategy
+        found[name] = build.build_parts(other).curriculum.strategy
     return built, {name: found[name] for name in sorted(found) if found[name].ranks}
 
 
@@ -132,7 +132,7 @@ def write_difficulty(line: CommandLine) -> None:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     built, strategies = build_strategies(line)
-    corpus, cache = built.source.load(), built.source.cache_dir
+    corpus, cache = built.data.load(), built.data.cache_dir
     print(describe(corpus), flush=True)
     columns = {n: score_documents(s, corpus.train, corpus.train.fingerprint, cache) for n, s in strategies.items()}
     print(*write(Path(line.options.out), columns, corpus.train, corpus.train.words), sep="\n")

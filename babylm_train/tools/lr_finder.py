@@ -244,7 +244,7 @@ def print_finding(line: CommandLine) -> None:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     config = compose_one(line)
-    run = build.build(config, Path(config.hydra.run.dir), build.parts(config), lambda: False)
+    run = build.build_run(config, Path(config.hydra.run.dir), build.build_parts(config), lambda: False)
     finding = find_lr(run.trainer, line.options)
     print(f"\n{finding.text()}", *write(Path(line.options.out), finding), sep="\n", flush=True)
 

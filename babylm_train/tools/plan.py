@@ -306,7 +306,7 @@ def print_plans(line: CommandLine) -> None:
     refused: list[InputError] = []
     for config in check_command_line(line.overrides, line.config_name, line.config_dir):
         directory = Path(config.hydra.run.dir)
-        run = build.build(config, directory, build.parts(config), lambda: False)
+        run = build.build_run(config, directory, build.build_parts(config), lambda: False)
         try:
             text = plan_of(run).table()
         except InputError as error:

@@ -20,11 +20,10 @@ from tiny import hybrid, tiny_trainer
 from babylm_train.checkpoint import load, rng_state
 from babylm_train.curriculum.schedule import LinearSchedule, PerformanceSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum
-from babylm_train.errors import PreemptedError
+from babylm_train.errors import PreemptedError, watch_signals
 from babylm_train.objective import CausalObjective
 from babylm_train.optim import Precision
 from babylm_train.options import EarlyStopping
-from babylm_train.preemption import preemptible
 from babylm_train.run import find_start, restore
 from babylm_train.state import Batch
 from babylm_train.trainer import Trainer
@@ -170,7 +169,7 @@ def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
     """SIGTERM and SIGUSR1: exit 75, saved, and over all parts each update was applied once."""
 
     def work() -> None:
-        with preemptible() as preemption:
+        with watch_signals() as preemption:
             preemption.training = True
             try:
                 run(folder, "dynamic", preemption)

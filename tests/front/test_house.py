@@ -11,7 +11,7 @@ import yaml
 
 from babylm_train.config import CONF
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "babylm_train"
 MODULES = {str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): p for p in PACKAGE.rglob("*.py")}
 FRAGMENTS = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(CONF).parts)

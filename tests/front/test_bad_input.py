@@ -1,0 +1,201 @@
+"""Bad input through the command line: one line that names the culprit, its exit code, nothing written."""
+
+import gzip
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from forked import SMALL as FORKED
+
+SMALL = [*(s for s in FORKED if "cache_dir" not in s), "data.words=1500"]
+WORDS = Path(__file__).parents[1] / "words.tsv"  # a frequency list
+
+CONFIGURATIONS = {  # arguments: what the line names
+    # names that do not exist, and the nearest that does
+    "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd?",
+    "optimiser=sgd": "optimiser: no such key or group with these options, did you mean optimizer?",
+    "experiment=nothing": "experiment=nothing: no such option",
+    "hydra/launcher=nothing": "hydra/launcher=nothing: no such option",
+    "--config-name nothing": "--config-name nothing",
+    "--config-dir nothing": "--config-dir nothing",
+    "optimizer.lrr=1": "optimizer.lrr: no such key or group with these options, did you mean optimizer.lr?",
+    "lr=1": "did you mean optimizer.lr?",
+    "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
+    "+traner.epochs=3": "traner: unknown key, did you mean trainer?",
+    "+size.x=3": "size",
+    "tokenizer=pretrained tokenizer.vocab_size=300": "tokenizer.vocab_size: no such key",
+    # types and ranges
+    "optimizer.lr=abc": "optimizer.lr=abc",
+    "optimizer.lr=-1": "optimizer.lr=-1",
+    "optimizer.lr=nan": "optimizer.lr=nan",
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9]",
+    "trainer.max_steps=abc": "trainer.max_steps",
+    "trainer.batch_size=0": "trainer.batch_size",
+    "trainer.batch_size=1.5": "trainer.batch_size",
+    "trainer.epochs=": "trainer.epochs",
+    "trainer.max_grad_norm=nan": "trainer.max_grad_norm",
+    "trainer.early_stopping=3": "trainer.early_stopping",
+    "trainer.deterministic=${seed}": "trainer.deterministic",
+    "trainer.no_decay=[bias,weights]": "trainer.no_decay",
+    "trainer.metric=pairs/all": "trainer.metric",
+    "data.validation_share=nan": "data.validation_share",
+    "data.max_length=1": "data.max_length",
+    "seed=-1": "seed",
+    "seed=null": "seed",
+    "seed=99999999999999999999999": "seed",
+    "study=../../x": "study",
+    "study=.hidden": "study",
+    "study=": "study",
+    "job_timeout=0": "job_timeout",
+    "-m job_timeout=abc": "job_timeout",
+    "model.dropout=1.5": "model.dropout",
+    "model.dropout=abc": "model.dropout=abc",
+    "curriculum.pacing=fast": "curriculum.pacing",
+    "curriculum/schedule=linear curriculum.schedule.start_threshold=1.5": "curriculum.schedule.start_threshold",
+    "track.milestones=[2000,1000]": "track.milestones",
+    # what is missing, or no value
+    "~trainer.epochs": "trainer.epochs",
+    "~logger": "logger",
+    "~study": "study",
+    "++data=3": "data=3",
+    "data=text": "data.train is not set",
+    "optimizer.lr=${nothing}": "optimizer.lr",
+    "optimizer.lr=${optimizer.lr}": "optimizer.lr",
+    "optimizer.lr=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
+    "hydra.run.dir=out/${seed": "hydra.run.dir",
+    # what only the libraries know
+    "model.config.n_head=7": "model.config.n_head=7",
+    "model.config.n_embd=0": "model: ",
+    "model.config.activation_function=foo": "model: ",
+    "+model.config.vocab_size=10": "model.config.vocab_size is not free",
+    "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder",
+    "model=deberta_nano objective=causal": "objective: CausalObjective",
+    "~optimizer.fused ~optimizer.betas ~optimizer.eps optimizer._target_=torch.optim.Muon": "optimizer: Muon",
+    "~optimizer.fused ~optimizer.betas ~optimizer.eps ~optimizer.weight_decay optimizer._target_=torch.optim.LBFGS": "optimizer",
+    "trainer.device=meta": "trainer.device=meta",
+    "trainer.device=tpu9": "trainer.device=tpu9",
+    "trainer.eval_pairs=none.jsonl": "none.jsonl",
+    # pairs of keys
+    "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": "scheduler.warmup_steps",
+    "scheduler.warmup_steps=99 trainer.max_steps=10": "scheduler.warmup_steps",
+    "scheduler.warmup_steps=9999 trainer.max_steps=null": "scheduler.warmup_steps",
+    "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps",
+    "tokenizer.vocab_size=3": "tokenizer.vocab_size",
+    "trainer.eval_pairs=corpus trainer.metric=pairs/al": "trainer.metric",
+    "track=strict_small track.corpus_words=100": "track=strict_small",
+    "track=strict_small curriculum/schedule=linear curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "track",
+    "resume=nothing": "resume=nothing",
+    "resume=" + "क" * 100: "resume=",
+    # a hand that slips
+    "a=[1": "a: no such key",
+    "-m optimizer=adamw, adam": "optimizer=adamw,adam",
+    "-m optimizer=adamw,sdg": "optimizer=sdg",
+    "-m trainer.batch_size=4,0": "trainer.batch_size",
+    "optimizer=adamw,adam": "add -m",
+    "hydra/launcher=submitit_local": "add -m",
+    "--max_steps=2": "did you mean trainer.max_steps?",
+    "--learning_rate 3e-4": "optimizer.lr",
+    "-m experiment=hpo hydra.sweeper.n_trails=3": "did you mean hydra.sweeper.n_trials?",
+    "hydra.job.chdir=true": "hydra.job.chdir",
+    "hydra.job_logging.handlers.console.class=logging.Nothing": "hydra.job_logging",
+    # keys of older tools
+    "curriculum.strategy.morphological_weight=0.5": "curriculum.strategy.morphological=0.5",
+    "curriculum.strategy.base_strategy=length": "curriculum/strategy@curriculum.strategy.base=length",
+    "optimizer.type=adam": "optimizer=adamw",
+    "trainer.use_amp=true": "precision=bf16",
+    "curriculum.schedule.num_epochs=5": "trainer.epochs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", CONFIGURATIONS)
+def test_configurations(refused, arguments):
+    typed = arguments.replace("LIST", str(WORDS)).split(" ")
+    keys = {argument.partition("=")[0] for argument in typed}
+    tiny = [] if any(w.startswith(("~model", "--config", "model=", "tokenizer=")) for w in typed) else SMALL
+    tiny = [
+        small
+        for small in tiny
+        if small.partition("=")[0] not in keys and not ("data=text" in typed and "words" in small)
+    ]
+    where = [] if "-m" in typed or "hydra.run.dir" in keys else ["hydra.run.dir=out"]
+    assert CONFIGURATIONS[arguments] in refused(*typed, *(t for t in tiny if "run.dir" not in t), *where)
+
+
+def text_file(folder: Path, name: str, content: bytes) -> list[str]:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return [*(small for small in SMALL if "words" not in small), "data=text", f"data.train={path}"]
+
+
+SAME = "राम घर गया\nसीता वन गई\nमोहन शहर गया\n"
+CORPORA = {  # name: (content, what the line says of the place)
+    "empty.txt": (b"", "data.train holds no document"),
+    "latin1.txt": ("राम\n".encode() + b"caf\xe9\n", "latin1.txt, line 2"),
+    "utf16.txt": (SAME.encode("utf-16"), "utf16.txt"),
+    "nul.txt": (b"ok\na\0b\n", "nul.txt, line 2"),
+    "one.txt": (b"one document\n", "data"),
+    "escape.txt": (b"a \x1b[2J b\n" * 3, "data.train holds no document"),
+    "words.doc": (b"words", "words.doc"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": "b"\n', "broken.jsonl"),
+    "field.jsonl": ('{"पाठ": "क"}\n'.encode(), "पाठ"),
+    "none.parquet": (b"PAR1", "none.parquet"),
+    "हिन्दी पाठ/टूटी हुई.txt": (b"ok\n\xe0\xa4\n", "/हिन्दी पाठ/टूटी हुई.txt, line 2"),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_corpora(refused, tmp_path, name):
+    content, named = CORPORA[name]
+    assert named in refused(*text_file(tmp_path, name, content))
+
+
+def test_files_that_are_none(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "folder.txt").mkdir()
+    small = [small for small in SMALL if "words" not in small]
+    for name in ("pipe.txt", "zero.txt", "loop.txt", "folder.txt", f"{'क' * 100}.txt"):
+        line = refused(*small, "data=text", f"data.train={name}")
+        assert "data.train" in line
+        assert name in line or "too long" in line
+    good = text_file(tmp_path, "good.txt", SAME.encode())
+    assert "data.validation" in refused(*good, "data.validation=none.txt")
+
+
+class Touch:
+    """Unpickled, it would leave a file `canary`."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("canary"),)
+
+
+def test_a_checkpoint_of_another_run_or_none_at_all(run, refused, tmp_path):
+    assert run(*SMALL, "seed=1")[0] == 0
+    path = next((tmp_path / "out/checkpoints").glob("checkpoint_*.pt"))
+    (tmp_path / "out").rename(tmp_path / "other")
+    assert "another corpus" in refused(*SMALL, "resume=other")
+    for content in (pickle.dumps(Touch()), b"PK", b""):
+        (tmp_path / "evil.pt").write_bytes(content)
+        assert "evil.pt" in refused(*SMALL, "resume=evil.pt")
+    torch.save({"state": Touch()}, tmp_path / "evil.pt")
+    assert "evil.pt" in refused(*SMALL, "resume=evil.pt")
+    assert not (tmp_path / "canary").exists()
+    assert path.name.endswith(".pt")
+
+
+def test_directories(refused, tmp_path):
+    small = [small for small in SMALL if "run.dir" not in small]
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below", "/proc/none", "क" * 100):
+        assert "cannot write" in refused(*small, f"hydra.run.dir={place}", code=4)
+    assert "cannot write" in refused(*small, "data.cache_dir=file/below", "hydra.run.dir=out", code=4)
+    (tmp_path / "used").mkdir()
+    with FileLock(tmp_path / "used/.lock"):
+        assert "used" in refused(*small, "hydra.run.dir=used")
+    small = [small for small in small if "vocab_size" not in small]
+    assert "vocab_size" in refused(*small, "hydra.run.dir=a/b/c", "tokenizer.vocab_size=3")  # the corpus is read first
