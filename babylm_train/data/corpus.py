@@ -1,14 +1,15 @@
 """A corpus: clean documents in two splits, stored once and memory-mapped.
 
 Cleaning, the same for every source: zero-width characters out, NFC, runs of white space folded to one space, line
-breaks kept as one newline. A document that is then empty, is an exact duplicate, or holds control characters is dropped
-and counted. A validation document that also stands in the training documents stays in validation alone.
+breaks kept as one newline. A document that is then empty, is an exact duplicate, or holds control characters or a word
+without end is dropped and counted. A validation document is dropped from the training documents.
 """
 
 import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ FORMAT = 2  # raise it when cleaning or the files change: older caches are then 
 
 ZERO_WIDTH = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"  # tokenizers take it out too
 _ZERO_WIDTH = re.compile(ZERO_WIDTH)
+MAX_WORD = 10_000  # letters: tokenizers train on longer ones for minutes, and one of 100,000 ends the unigram trainer
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
 
 
@@ -78,7 +80,7 @@ class Corpus:
 
     Attributes:
         fingerprint: hash of the cleaned content of both splits.
-        report: plain JSON: `files`, `read`, `dropped` and, for `train` and `validation`, `documents`, `words`,
+        report: plain JSON: `files`, `read`, `dropped` by reason; for `train` and `validation` `documents`, `words`,
             `characters`, `bytes` and `devanagari` (its share of the characters that are no white space).
         pairs: minimal pairs that came with the corpus.
     """
@@ -138,7 +140,7 @@ def load_corpus(
             train, validation = _set_aside(train, share, seed)
         if max_words is not None:
             whole, train = len(train), _take_words(train, max_words, seed)
-            cleaner.dropped["over_budget"] = whole - len(train)
+            cleaner.dropped += Counter({"over data.max_words": whole - len(train)})
         report: dict[str, Any] = {
             "files": len(identity.get("files", ())),
             "read": cleaner.read,
@@ -170,16 +172,16 @@ def describe(corpus: Corpus) -> str:
 
 
 def _list_dropped(dropped: dict[str, int]) -> str:
-    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in dropped.items() if count]
-    return f" (dropped: {', '.join(counts)})" if counts else ""
+    counts = (f"{count:,} {reason}" for reason, count in dropped.items())
+    return f" (dropped: {', '.join(counts)})" if dropped else ""
 
 
 class _Cleaner:
-    """Cleans documents, drops what cannot be used or was there before, and counts."""
+    """Cleans documents, drops what cannot be used or was there before, and counts by reason."""
 
     def __init__(self) -> None:
         self.read = 0
-        self.dropped = dict.fromkeys(("empty", "control_characters", "duplicates", "in_validation", "over_budget"), 0)
+        self.dropped: Counter[str] = Counter()
         self.split_of: dict[bytes, str] = {}  # by the document's hash
 
     def clean(self, documents: Iterable[Document], split: str) -> list[bytes]:
@@ -188,19 +190,27 @@ class _Cleaner:
         for document in documents:
             self.read += 1
             text = fold(document.text)
-            if not text or _CONTROL.search(text):
-                self.dropped["control_characters" if text else "empty"] += 1
-                continue
-            data = text.encode()
-            hashed = hashlib.blake2b(data, digest_size=16).digest()
-            if before := self.split_of.get(hashed):
-                self.dropped["duplicates" if before == split else "in_validation"] += 1
-                continue
-            self.split_of[hashed] = split
-            kept.append(data)
+            if reason := self._find_reason(text, split):
+                self.dropped[reason] += 1
+            else:
+                kept.append(text.encode())
         if not kept:
             raise InputError(f"data.{split} holds no document{_list_dropped(self.dropped)}")
         return kept
+
+    def _find_reason(self, text: str, split: str) -> str:
+        """Why a document is dropped, or nothing."""
+        if not text:
+            return "empty"
+        if _CONTROL.search(text):
+            return "with control characters"
+        if len(text) > MAX_WORD and max(map(len, text.split())) > MAX_WORD:
+            return f"with a word of over {MAX_WORD:,} letters"
+        hashed = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if hashed in self.split_of:
+            return "duplicates" if self.split_of[hashed] == split else "in validation"
+        self.split_of[hashed] = split
+        return ""
 
 
 def _set_aside(texts: list[bytes], share: float, seed: int) -> tuple[list[bytes], list[bytes]]:

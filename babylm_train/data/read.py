@@ -12,8 +12,9 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,9 +32,17 @@ TEXT, JSON_LINES, PARQUET = (".txt", ".train", ".dev", ".test"), (".jsonl", ".js
 PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # `datasets` unpacks without a bound
 MAX_LINE_BYTES = 100_000_000  # of a line, and of a document of several lines
 MAX_FILE_BYTES = 2 << 30  # after decompression
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
+DAMAGE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    RuntimeError,
+)  # the last: a .zip with a password
 
 AnyPath = Path | zipfile.Path
+Reader = Callable[[Any], Iterator[Document]]
 Separator = Literal["line", "blank_line"]
 
 
@@ -80,6 +89,12 @@ class FieldOptions(CorpusOptions):
     text_field: str
     max_words: Annotated[int, Field(ge=1)] | None
 
+    def store(self, read: Reader, train: Any, validation: Any, identity: dict[str, Any]) -> Corpus:
+        """The corpus of what `read` gives for `train` and, unless that is None, `validation`; or the stored one."""
+        identity |= {"text_field": self.text_field, "set_aside": validation is None}
+        documents = partial(read, validation) if validation is not None else lambda: None
+        return load_corpus(lambda: (read(train), documents()), self, identity=identity, max_words=self.max_words)
+
 
 @arguments()
 class TextFiles(FieldOptions):
@@ -116,22 +131,14 @@ class TextFiles(FieldOptions):
         Raises:
             InputError: naming the path, the line and the byte. StorageError: the cache cannot be written.
         """
-        files = self._find()
+        train, validation = self._find()
         try:
-            known = [[(path.name, file_digest(path)) for path in part or ()] for part in files]
+            known = [[(path.name, file_digest(path)) for path in files or ()] for files in (train, validation)]
         except OSError as error:
             raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-        identity = {
-            "files": [*known[0], *known[1]],
-            "validation": None if self.validation is None else len(known[1]),
-            "rules": [self.text_field, self.separator],
-        }
+        identity = {"files": [*known[0], *known[1]], "train": len(known[0]), "separator": self.separator}
         read = partial(read_files, text_field=self.text_field, separator=self.separator)
-        return load_corpus(lambda: _both(read, *files), self, identity=identity, max_words=self.max_words)
-
-
-def _both(read: Any, train: Any, validation: Any) -> tuple[Iterator[Document], Iterator[Document] | None]:
-    return read(train), None if validation is None else read(validation)
+        return self.store(read, train, validation, identity)
 
 
 def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
@@ -205,7 +212,7 @@ def _open_archive(path: Path) -> Sequence[AnyPath]:
 def _say_left_out(path: Path, names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
-        print(f"{printable(path)}: left out, for what it is: {printable(shown)}", flush=True)
+        print(f"{printable(path)}: left out: {printable(shown)}", flush=True)
 
 
 def _kind(name: str) -> str:
@@ -292,11 +299,12 @@ def _read_parquet(path: AnyPath, field: str, key: str) -> Iterator[Document]:
         with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             names = file.schema_arrow.names
             _check_field(str(path), field, key, names)
-            columns = [field, "source" if names.count("source") == 1 else field]
+            columns = [field, *(["source"] if names.count("source") == 1 and field != "source" else [])]
             for batch in file.iter_batches(1024, columns=columns):
-                for text, source in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                texts, sources = (batch.column(name).to_pylist() for name in (columns[0], columns[-1]))
+                for text, source in zip(texts, sources if columns[1:] else repeat(None), strict=False):
                     row += 1
-                    yield _document(f"{path}, row {row}", text, source if len(set(columns)) > 1 else None, path.name)
+                    yield _document(f"{path}, row {row}", text, source, path.name)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, after row {row}: not UTF-8") from error
     except (*DAMAGE, pyarrow.ArrowException) as error:
@@ -372,14 +380,10 @@ class HubDataset(FieldOptions):
         if packed := [path for path in files if path.name.lower().endswith(PACKED)]:
             raise InputError(f"data.name: {packed[0]} is packed: unpack it, or read it with data=text")
         commit = None if folder.exists() else self._find_commit()
-        identity = {
-            "files": [(str(path.relative_to(folder)), file_digest(path)) for path in files],
-            "hub": None if commit is None else (self.name, commit),
-            "splits": [self.config_name, self.train_split, self.validation_split, self.text_field],
-        }
-        read = partial(self._read, commit=commit)
-        documents = partial(_both, read, self.train_split, self.validation_split)
-        return load_corpus(documents, self, identity=identity, max_words=self.max_words)
+        known = [(str(path.relative_to(folder)), file_digest(path)) for path in files]
+        parts = [self.config_name, self.train_split, self.validation_split]
+        identity = {"files": known, "hub": commit and [self.name, commit], "parts": parts}
+        return self.store(partial(self._read, commit=commit), self.train_split, self.validation_split, identity)
 
     def _find_commit(self) -> str:
         """The commit that `revision` names; without network it has to be one."""
@@ -399,12 +403,13 @@ class HubDataset(FieldOptions):
     def _read(self, split: str, commit: str | None) -> Iterator[Document]:
         what = f"data.name={self.name}, split {split}"
         datasets = _import("datasets", what)
+        datasets.logging.set_verbosity_error()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         try:
             data = self._open(datasets, split, commit)
         except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"{what}: {str(error) or type(error).__name__}") from error
+            raise InputError(f"{what}: {error.__cause__ or error}") from error
         _check_field(what, self.text_field, "data.text_field", data.column_names)
         data = data.select_columns([name for name in data.column_names if name in (self.text_field, "source")])
         for number, row in enumerate(data, 1):
