@@ -150,8 +150,8 @@ class PerformanceSchedule(GrowingSchedule):
 
     adaptive: ClassVar[bool] = True
 
-    adaptation_rate: Share = 0.1
-    performance_window: Annotated[int, Field(ge=2)] = 4
+    adaptation_rate: Share = 0.05
+    performance_window: Annotated[int, Field(ge=2)] = 5
     full_at: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     def threshold(self, progress: float, history: History = ()) -> float:

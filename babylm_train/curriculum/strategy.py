@@ -268,8 +268,8 @@ class DynamicCurriculum(Curriculum):
 
     base: Curriculum = Field(default_factory=CombinedCurriculum)
     adaptation_rate: Share = 0.1
-    performance_window: Annotated[int, Field(ge=2)] = 4
-    min_threshold: Share = 0.2
+    performance_window: Annotated[int, Field(ge=2)] = 5
+    min_threshold: Share = 0.1
     max_threshold: Share = 1.0
     initial_threshold: float | None = None
 

@@ -124,7 +124,10 @@ def test_performance_of_one_epoch_or_all_warmup_is_full(arguments):
         ([3.0], 4, 0.5),
         ([3.0, 2.0], 4, 0.6),
         ([2.0, 2.0], 4, 0.4),
-        ([2.0, 9.0, 1.0], 4, 0.6),  # the middle one belongs to no half
+        ([2.0, 2.0, 1.0], 4, 0.6),
+        ([1.0, 9.0, 4.0], 4, 0.6),  # the middle one belongs to the first half: (1 + 9) / 2 > 4
+        ([9.0, 1.0, 3.0, 5.0, 3.0], 5, 0.6),  # (9 + 1 + 3) / 3 > (5 + 3) / 2
+        ([2.0, 1.0, 3.0, 5.0, 3.0], 5, 0.4),
         ([9.0, 9.0, 1.0, 2.0], 2, 0.4),  # only the window counts
         ([2.0, float("nan")], 4, 0.4),
         ([float("inf"), 2.0], 4, 0.6),

@@ -41,9 +41,11 @@ RUNS = {
     "trainer.max_steps=null",
     "combined_words_tf32": f"{GPT2} curriculum/strategy=combined curriculum/schedule=step curriculum.schedule.step_epochs=[1,2] "
     "curriculum.schedule.step_thresholds=[0.5,1.0] curriculum.threshold_on=words precision=tf32",
-    "dynamic": f"{GPT2} curriculum/strategy=dynamic curriculum/schedule=linear trainer.eval_every=3 seed=1",
+    "dynamic": f"{GPT2} curriculum/strategy=dynamic curriculum/schedule=linear trainer.eval_every=3 seed=1 "
+    "curriculum.strategy.performance_window=4 curriculum.strategy.min_threshold=0.2",
     "performance_reverse": f"{GPT2} curriculum/strategy=frequency curriculum.strategy.reverse=true "
-    "curriculum/schedule=performance trainer.eval_every=3",
+    "curriculum/schedule=performance trainer.eval_every=3 curriculum.schedule.performance_window=4 "
+    "curriculum.schedule.adaptation_rate=0.1",
     "random_score_fp16": f"{GPT2} curriculum/strategy=random curriculum/schedule=exponential curriculum.threshold_on=score "
     "precision=fp16",
     "unigram_attention": f"{GPT2} tokenizer=unigram optimizer=adam scheduler=constant model.attention_dropout=0.2 "
