@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from babylm_train.data.corpus import Split
 
 KEY = "curriculum.strategy"
+MIN_MARKED, MIN_WORDS = (
+    0.01,
+    100,
+)  # share of words with a mark below which a text is no Hindi; of fewer words none can say
 HALF_LENGTH = 20  # words of a usual written Hindi sentence: there the length term of `morphological` is at its half
 
 Weight = Annotated[float, Field(ge=0)]
@@ -216,6 +220,12 @@ class MorphologicalComplexityCurriculum(Curriculum):
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
         words, case, verb, compound = count_features(documents)
+        marked, total = int((case + verb + compound).sum()), int(words.sum())
+        if total >= MIN_WORDS and marked < MIN_MARKED * total:
+            raise InputError(
+                f"{KEY}: morphological reads Hindi, of these {total:,} words {marked:,} carry a mark; "
+                "take length or frequency, in combined morphological=0"
+            )
         marks = self.case_weight * case + self.verb_weight * verb + self.compound_weight * compound
         return marks / np.maximum(words, 1) + self.length_weight * words / (words + HALF_LENGTH)
 

@@ -3,16 +3,18 @@
 import inspect
 import json
 import math
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import yaml
+from hydra.utils import instantiate
 from pydantic import ValidationError
 from scipy.stats import rankdata
 
-from babylm_train.config import CONF
+from babylm_train.config import CONF, check_command_line
 from babylm_train.curriculum import schedule, strategy
 from babylm_train.curriculum.strategy import (
     CombinedCurriculum,
@@ -62,6 +64,17 @@ def test_morphological_weights():
     for key, value in by_hand.items():
         made = MorphologicalComplexityCurriculum(**{**dict.fromkeys(by_hand, 0.0), key: 1.0})
         assert made.compute_difficulty(text)[0] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", ["morphological", "combined", "dynamic"])
+def test_a_text_that_the_rules_cannot_read_is_refused(name):
+    english = ["The quick brown fox jumps over the lazy dog."] * 12
+    with pytest.raises(InputError, match="take length"):
+        create_curriculum_strategy(name).compute_difficulty(english)
+    with pytest.raises(InputError, match="take length"):  # one marked word in 120
+        create_curriculum_strategy(name).compute_difficulty([*english, "है"])
+    create_curriculum_strategy(name).compute_difficulty([*english, "है", "है"])
+    assert CombinedCurriculum(morphological=0).compute_difficulty(english).tolist() == [0.5] * 12
 
 
 def test_an_attached_danda_changes_nothing_and_apne_is_easier_than_ne():
@@ -172,6 +185,15 @@ def test_the_dynamic_threshold_does_not_change_the_cache_key():
     assert DynamicCurriculum(LengthBasedCurriculum()).identity() != before
 
 
+def test_the_base_of_dynamic_is_chosen_as_a_group():
+    chosen = ["curriculum/strategy=dynamic", "curriculum/strategy@curriculum.strategy.base=length"]
+    (config,) = check_command_line([*chosen, "curriculum.strategy.base.max_length=9", "trainer.epochs=3"])
+    made = instantiate(config.curriculum, _convert_="all").strategy
+    assert (made.name, made.base, made.min_threshold) == ("dynamic", LengthBasedCurriculum(max_length=9), 0.1)
+    (config,) = check_command_line(chosen[:1])
+    assert instantiate(config.curriculum, _convert_="all").strategy.base == CombinedCurriculum()
+
+
 def test_only_an_adaptive_strategy_has_a_threshold():
     assert LengthBasedCurriculum().threshold is None
     with pytest.raises(InputError, match="length"):
@@ -244,11 +266,22 @@ def test_fragments_hold_every_argument_and_its_default(path):
     module, _, kind = fragment.pop("_target_").rpartition(".")
     parameters = inspect.signature(getattr(sys.modules[module], kind)).parameters
     assert module in (schedule.__name__, strategy.__name__)
-    assert fragment.keys() - {"defaults"} == parameters.keys()
-    for key in fragment.keys() - {"base", "defaults"}:
+    assert fragment.keys() - {"defaults"} == parameters.keys() - {"base"}  # a group, in the defaults
+    for key in fragment.keys() - {"defaults"}:
         default = parameters[key].default
         same = list(default) if isinstance(default, tuple) else default
         assert fragment[key] == same or str(fragment[key]).startswith("${")
+
+
+def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(CONF.parent / "examples" / "curriculum.py"))
+    lines = capsys.readouterr().out.splitlines()
+    admitted, losses = zip(*((int(line.split()[2]), float(line.split()[-1])) for line in lines), strict=True)
+    assert len(lines) == 4
+    assert sorted(admitted) == list(admitted)
+    assert admitted[0] < admitted[-1]
+    assert losses[-1] < losses[0]
 
 
 def test_importing_it_is_light():
