@@ -321,7 +321,7 @@ def _curriculum(parts: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
 
     options, source = parts.trainer, parts.data
     manager: CurriculumTrainingManager = parts.curriculum.begin(
-        score_documents(parts.curriculum.strategy, corpus.train, corpus.train.fingerprint, source.cache_dir),
+        score_documents(parts.curriculum.strategy, corpus.train, source.cache_dir),
         train.words,
         np.diff(train.offsets),
         epochs=options.epochs,

@@ -96,9 +96,7 @@ class CurriculumTrainingManager:
                 self.strategy.name,
             )
         if self.pacing == "single_pass" and adaptive:
-            log.warning(
-                "single_pass with an adaptive threshold: the LR schedule is sized for the largest pool possible"
-            )
+            log.warning("single_pass with an adaptive threshold: the LR is sized for the largest pool possible")
 
     def _fix_budget(self, max_steps: int | None) -> None:
         if self.pacing == "single_pass" and max_steps:
@@ -141,9 +139,8 @@ class CurriculumTrainingManager:
         """The share admitted from `epoch` on: the schedule's, bounded by the strategy's own where it has one."""
         if not self.strategy.ranks:
             return 1.0
-        scheduled = self.schedule.threshold(self.progress(epoch), self.history)
-        own = self.strategy.threshold
-        return scheduled if own is None else min(scheduled, own)
+        own = self.strategy.threshold if self.strategy.adaptive else 1.0
+        return min(self.schedule.threshold(self.progress(epoch), self.history), own)
 
     def progress(self, epoch: int) -> float:
         """Share of the budget spent when `epoch` begins; where max_steps < epochs, when a slice's last epoch begins."""
@@ -152,11 +149,7 @@ class CurriculumTrainingManager:
         return (epoch + 1) / self.epochs - 1 / self.planned_epochs
 
     def prepare_epoch(self, epoch: int) -> EpochSlice:
-        """The pool of `epoch` and its order; the same again for an epoch that had begun before a resume.
-
-        Raises:
-            InputError: `begin` was not called.
-        """
+        """The pool of `epoch` and its order; the same again for an epoch that had begun before a resume."""
         self._check_begun()
         if epoch == len(self.records):
             self.records.append(self._record(epoch))
@@ -168,15 +161,8 @@ class CurriculumTrainingManager:
             rng = np.random.default_rng([self.seed, SHUFFLE, record["draw"] + len(order)])
             order.append(rng.permutation(np.sort(pool)))
             drawn += record["pool_targets"]
-        return EpochSlice(
-            epoch=epoch,
-            threshold=record["threshold"],
-            pool=pool,
-            order=np.concatenate(order),
-            start=record["position"],
-            targets=targets,
-            updates=self._updates(targets),
-        )
+        drawn_order, start, updates = np.concatenate(order), record["position"], self._updates(targets)
+        return EpochSlice(epoch, record["threshold"], pool, drawn_order, start, targets, updates)
 
     def _check_begun(self) -> None:
         if not hasattr(self, "scores"):
@@ -210,11 +196,7 @@ class CurriculumTrainingManager:
         return (epoch + inside) / self.epochs
 
     def report_performance(self, val_loss: float, progress: float | None = None) -> None:
-        """Tells the adaptive parts a validation loss, at a share of the run (default: the end of the current epoch).
-
-        Raises:
-            InputError: `begin` was not called.
-        """
+        """Tells the adaptive parts a validation loss, at a share of the run (default: the end of the current epoch)."""
         self._check_begun()
         progress = len(self.records) / self.epochs if progress is None else progress
         self.history.append((float(progress), float(val_loss)))
@@ -226,13 +208,14 @@ class CurriculumTrainingManager:
         return {
             "records": [dict(r) for r in self.records],
             "history": [list(pair) for pair in self.history],
-            "strategy": self.strategy.state_dict(),
+            "strategy": self.strategy.state_dict() if self.strategy.adaptive else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.records = [dict(r) for r in state["records"]]
         self.history = [(p, v) for p, v in state["history"]]
-        self.strategy.load_state_dict(state["strategy"])
+        if self.strategy.adaptive:
+            self.strategy.load_state_dict(state["strategy"])
 
 
 def _hash(count: int, seed: int) -> np.ndarray:

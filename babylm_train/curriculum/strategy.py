@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from babylm_train.data.corpus import Split
 
 KEY = "curriculum.strategy"
-MIN_MARKED, MIN_WORDS = (
-    0.01,
-    100,
-)  # share of words with a mark below which a text is no Hindi; of fewer words none can say
+MIN_MARKED = 0.01  # share of words with a mark below which a text is no Hindi ...
+MIN_WORDS = 100  # ... if it has so many
 HALF_LENGTH = 20  # words of a usual written Hindi sentence: there the length term of `morphological` is at its half
 
 Weight = Annotated[float, Field(ge=0)]
@@ -46,7 +44,7 @@ class Curriculum:
 
     name: ClassVar[str] = ""
     ranks: ClassVar[bool] = True  # False: documents are only shuffled, never ranked
-    adaptive: ClassVar[bool] = False  # True: it moves a threshold of its own, up to max_threshold, with each validation
+    adaptive: ClassVar[bool] = False  # True: it has a threshold of its own that moves, and its state, as `dynamic`
 
     reverse: bool = Field(default=False, kw_only=True)
 
@@ -73,16 +71,6 @@ class Curriculum:
         order = np.argsort(scores, kind="stable")
         return [documents[i] for i in order], scores[order]
 
-    @property
-    def outside_text(self) -> str | None:
-        """What was made from text outside the training split, as `key=value`; tracks count or refuse it."""
-        return None
-
-    @property
-    def threshold(self) -> float | None:
-        """The strategy's own share of the data in (0, 1], or None where only the schedule decides."""
-        return None
-
     def update_difficulty_threshold(self, val_loss: float) -> float:
         """Only an adaptive strategy has a threshold to move: an InputError for any other."""
         raise InputError(f"{KEY}: {self.name} has no threshold of its own; take curriculum/strategy=dynamic")
@@ -94,13 +82,6 @@ class Curriculum:
         code = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
         public = {key: value for key, value in vars(self).items() if not key.startswith("_")}
         return {"class": type(self).__qualname__, "code": [code, rules_digest()], **public}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What changes while training, plain types only; empty here."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
 
 
 def create_curriculum_strategy(name: str, **options: Any) -> Curriculum:
@@ -115,7 +96,7 @@ def create_curriculum_strategy(name: str, **options: Any) -> Curriculum:
     return known[name](**options)
 
 
-def score_documents(strategy: Curriculum, split: Split, fingerprint: str, cache_dir: str | Path) -> np.ndarray:
+def score_documents(strategy: Curriculum, split: Split, cache_dir: str | Path) -> np.ndarray:
     """The difficulty of a split's documents, shape (N,), computed once: cached under (corpus, strategy)."""
     if not strategy.ranks:
         return np.zeros(len(split))
@@ -123,7 +104,7 @@ def score_documents(strategy: Curriculum, split: Split, fingerprint: str, cache_
     def build(folder: Path) -> None:
         np.save(folder / "scores.npy", strategy.compute_difficulty(split))
 
-    folder = cached(Path(cache_dir), "scores", digest([fingerprint, strategy.identity()]), build)
+    folder = cached(Path(cache_dir), "scores", digest([split.fingerprint, strategy.identity()]), build)
     scores: np.ndarray = np.load(folder / "scores.npy", allow_pickle=False)
     return scores
 
@@ -177,6 +158,7 @@ class FrequencyBasedCurriculum(Curriculum):
 
     @property
     def outside_text(self) -> str | None:
+        """What was made from text outside the training split, as `key=value`; tracks count or refuse it."""
         return None if self.frequency_list is None else f"{KEY}.frequency_list={self.frequency_list}"
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
@@ -296,7 +278,8 @@ class DynamicCurriculum(Curriculum):
 
     @property
     def outside_text(self) -> str | None:
-        return self.base.outside_text
+        """The base's."""
+        return getattr(self.base, "outside_text", None)
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
         return self.base.compute_difficulty(documents)

@@ -2,7 +2,7 @@
 
 Writes difficulty.png (the distribution of each strategy's scores, and the rank correlation between strategies and with
 length) and difficulty.txt (the easiest, median and hardest documents), by default to multirun_outputs/difficulty/.
-Overrides of curriculum.strategy apply to the strategy that is chosen; the others have their fragments' values.
+Overrides of curriculum.strategy apply to the strategy that is chosen; the others have their defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from babylm_train.command import CommandLine, start
-from babylm_train.errors import printable
+from babylm_train.errors import InputError, printable
 from babylm_train.files import storage_errors
 from babylm_train.tools import compose_one
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # documents at each place of the sample
 WIDTH = 160  # characters of a document in it
-GROUP = "curriculum/strategy"
 
 
 @dataclass(frozen=True)
@@ -107,35 +106,25 @@ def write(directory: Path, scores: Mapping[str, np.ndarray], documents: Sequence
     return paths
 
 
-def build_strategies(line: CommandLine) -> tuple[Any, dict[str, Any]]:
-    """What the overrides compose, built, and every strategy that ranks: the chosen one, and each fragment of conf/.
-
-    Raises:
-        InputError: as for a run; or it asks for a sweep.
-    """
-    from babylm_train import build, config
-
-    first = compose_one(line)
-    chosen, built = first.hydra.runtime.choices[GROUP], build.build_parts(first)
-    found = {chosen: built.curriculum.strategy}
-    others = [o for o in line.overrides if not o.lstrip("+~").startswith((f"{GROUP}=", "curriculum.strategy."))]
-    for name in {path.stem for path in (config.CONF / GROUP).glob("*.yaml")} - {chosen}:
-        (other,) = config.check_command_line([*others, f"{GROUP}={name}"], line.config_name, line.config_dir)
-        found[name] = build.build_parts(other).curriculum.strategy
-    return built, {name: found[name] for name in sorted(found) if found[name].ranks}
-
-
 def write_difficulty(line: CommandLine) -> None:
     """Scores the training documents, from the cache where a run has scored them, and writes the two files."""
-    from babylm_train.curriculum.strategy import score_documents
+    from babylm_train import build
+    from babylm_train.curriculum.strategy import Curriculum, score_documents
     from babylm_train.data.corpus import describe
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    built, strategies = build_strategies(line)
-    corpus, cache = built.data.load(), built.data.cache_dir
+    parts = build.build_parts(compose_one(line))
+    corpus, scores = parts.data.load(), {}
     print(describe(corpus), flush=True)
-    columns = {n: score_documents(s, corpus.train, corpus.train.fingerprint, cache) for n, s in strategies.items()}
-    print(*write(Path(line.options.out), columns, corpus.train, corpus.train.words), sep="\n")
+    chosen = parts.curriculum.strategy
+    ours = [kind for kind in Curriculum.__subclasses__() if kind.__module__ == Curriculum.__module__]
+    for strategy in [chosen, *(kind() for kind in ours if kind.name != chosen.name)]:
+        if strategy.ranks:
+            try:
+                scores[strategy.name] = score_documents(strategy, corpus.train, parts.data.cache_dir)
+            except InputError as error:
+                print(f"{strategy.name} is left out: {error}", flush=True)
+    print(*write(Path(line.options.out), scores, corpus.train, corpus.train.words), sep="\n")
 
 
 def main() -> None:

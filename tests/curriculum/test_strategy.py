@@ -195,7 +195,6 @@ def test_the_base_of_dynamic_is_chosen_as_a_group():
 
 
 def test_only_an_adaptive_strategy_has_a_threshold():
-    assert LengthBasedCurriculum().threshold is None
     with pytest.raises(InputError, match="length"):
         LengthBasedCurriculum().update_difficulty_threshold(1.0)
 
@@ -249,12 +248,17 @@ def test_a_strategy_of_ones_own():
         Given([0.0]).compute_difficulty(["a", "b"])
 
 
+class Corpus(list):
+    fingerprint = "of these texts"
+
+
 def test_scores_are_computed_once(tmp_path, monkeypatch):
     length = LengthBasedCurriculum()
-    first = score_documents(length, TEXTS, "corpus", tmp_path)
+    split = Corpus(TEXTS)
+    first = score_documents(length, split, tmp_path)
     monkeypatch.setattr(LengthBasedCurriculum, "score", None)
-    np.testing.assert_array_equal(score_documents(LengthBasedCurriculum(), TEXTS, "corpus", tmp_path), first)
-    assert not score_documents(create_curriculum_strategy("none"), TEXTS, "corpus", tmp_path).any()
+    np.testing.assert_array_equal(score_documents(LengthBasedCurriculum(), split, tmp_path), first)
+    assert not score_documents(create_curriculum_strategy("none"), split, tmp_path).any()
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("curriculum/*/*.yaml")), ids=lambda path: path.stem)

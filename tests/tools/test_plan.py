@@ -315,8 +315,6 @@ def test_the_curricula_experiment_is_a_matched_sweep():
     assert {config.hydra.runtime.choices["curriculum/schedule"] for config in configs} == {"linear"}
     assert {config.data.seed for config in configs} == {0}  # the seed of an arm does not change the corpus
     assert first.hydra.mode.name == "MULTIRUN"
-    other, *_ = check_command_line(["experiment=curricula", "data=text", "data.train=somewhere.txt"])
-    assert other.data.train == "somewhere.txt"
 
 
 def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
