@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
+from babylm_train import __version__
 from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
 from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
 from babylm_train.files import write_json, write_text
@@ -258,6 +259,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         else f"{device.type} ({platform.machine()})",
         "commit": _commit(),
         "versions": {
+            "babylm_train": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
