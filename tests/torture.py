@@ -25,13 +25,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pandas
 import torch
 from failpoints import KILL, Failpoints
-from forked import Child, import_all
+from forked import Child, import_all, load_damaged, plain
 
 from babylm_train import cli
 from babylm_train.checkpoint import load
@@ -109,17 +109,8 @@ def outcome(directory: Path) -> dict[str, str]:
         "result": json.dumps({k: v for k, v in result.items() if k != "seconds"}, sort_keys=True).encode(),
     }
     for key in sorted(content.keys() - {"seconds"}):
-        parts[key] = repr(flat(content[key])).encode()
+        parts[key] = repr(plain(content[key])).encode()
     return {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-
-
-def flat(value: Any) -> Any:
-    """Nested containers with each tensor as its bytes."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(value, dict):
-        return [(k, flat(v)) for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
-    return [flat(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def wait_until(child: Child, reached: Callable[[], bool]) -> None:
@@ -169,7 +160,7 @@ def compare(run: Run, control: Run) -> list[str]:
 
 
 def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int, float, int]:
-    """One SIGTERM or SIGUSR1 while the run reads, trains or exports: exit code, seconds to it, updates done again."""
+    """One SIGTERM, SIGUSR1 or SIGINT while the run reads, trains or exports: exit code, seconds to it, updates done again."""
     run = Run(root, f"preempted-{number}", name)
     child = run.start()
     wait_until(child, lambda: "corpus: " in child.out)
@@ -177,7 +168,7 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
     wait_until(child, lambda: run.lines() >= goal)
     time.sleep(rng.uniform(0, 0.03))
     began = time.monotonic()
-    child.send(rng.choice((signal.SIGTERM, signal.SIGUSR1)))
+    child.send(rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)))
     code = child.wait()
     took = time.monotonic() - began
     metrics = run.directory / "metrics.jsonl"
@@ -186,7 +177,7 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
     if again.wait(120):
         raise SystemExit(f"after a preemption: {again.err}")
     found = re.search(r"resumed at update (\d+)", again.out)
-    repeated = (max(done, default=0) - int(found.group(1) if found else 0)) if code == 75 else 0
+    repeated = (max(done, default=0) - int(found.group(1) if found else 0)) if code in (75, 130) else 0
     shutil.rmtree(run.directory)
     return code, took, repeated
 
@@ -194,52 +185,63 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
 def mirrors(root: Path) -> list[str]:
     """Whole runs with a W&B that fails: exit code, seconds more than without, and whether the outcome is the same."""
     name = next(iter(CONFIGURATIONS))
-    server = socket.socket()  # takes connections and never answers
-    server.bind(("127.0.0.1", 0))
-    server.listen(64)
+    server = socket.create_server(("127.0.0.1", 0), backlog=64)  # takes connections and never answers
     hole = f"http://127.0.0.1:{server.getsockname()[1]}"
     lines, plain = [], None
-    for fault, url in {"none": "", "refused": "http://127.0.0.1:9", "black hole": hole, "killed": hole}.items():
+    for fault, url in {"none": "", "refused": "http://127.0.0.1:9", "black hole": hole}.items():
         run = Run(root, f"mirror-{fault.replace(' ', '-')}", name)
         if url:
             run.arguments += ["logger=wandb", "logger.mode=online"]
         os.environ.update(WANDB_BASE_URL=url or hole, WANDB_API_KEY="a" * 40)
         child = run.start()
-        if fault == "killed":
-            wait_until(child, lambda run=run: run.lines() > 8)
-            for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
         code = child.wait(120)
         figures = {k: v for k, v in run.outcome().items() if k not in UNLIKE}
         plain = plain or (figures, child.seconds)
         same = "the same" if figures == plain[0] else "DIFFER"
-        more = child.seconds - plain[1]
-        lines.append(f"W&B {fault}: exit {code}, {more:+.1f} s, weights, optimizer and metrics {same}")
+        lines.append(
+            f"W&B {fault}: exit {code}, {child.seconds - plain[1]:+.1f} s, weights, optimizer and metrics {same}"
+        )
     server.close()
     return lines
+
+
+def damages(control: Run, times: int, rng: random.Random) -> str:
+    """Flipped bits and truncations of a checkpoint, and how it was read."""
+    path = control.directory / "checkpoints/checkpoint_epoch_3.pt"
+    found = Counter(load_damaged(path, times, rng))
+    return f"{times} damages of a checkpoint: {', '.join(f'{found[k]} {k}' for k in ('refused', 'intact', 'silent'))}"
+
+
+def controls_of(root: Path) -> dict[str, Run]:
+    """A run of each configuration that nobody touches; done twice, it must end the same."""
+    controls = {}
+    for name in CONFIGURATIONS:
+        run = controls[name] = Run(root, f"control-{len(controls)}", name)
+        outcomes = []
+        for _ in range(2):
+            if run.directory.exists():
+                shutil.rmtree(run.directory)
+            child = run.start()
+            if child.wait(120):
+                raise SystemExit(f"{name}: {child.err}")
+            outcomes.append(run.outcome())
+        if outcomes[0] != outcomes[1]:
+            raise SystemExit(f"{name}: two runs that nobody touched differ")
+    return controls
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=324)
     parser.add_argument("--preemptions", type=int, default=50)
+    parser.add_argument("--damages", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "benchmarks/results/torture.txt")
     options = parser.parse_args()
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="torture-", dir=memory if os.access(memory, os.W_OK) else None))
     rng, began = random.Random(options.seed), time.monotonic()
-    controls = {}
-    for name in CONFIGURATIONS:
-        controls[name] = Run(root, f"control-{len(controls)}", name)
-        first = controls[name].start()
-        if first.wait(120):
-            raise SystemExit(f"{name}: {first.err}")
-        before = controls[name].outcome()
-        shutil.rmtree(controls[name].directory)
-        controls[name].start().wait(120)
-        if before != controls[name].outcome():
-            raise SystemExit(f"{name}: two runs that nobody touched differ: {compare(controls[name], controls[name])}")
+    controls = controls_of(root)
     rows: dict[str, Counter[str]] = {name: Counter() for name in CONFIGURATIONS}
     for number in range(-(-options.kills // len(KINDS))):
         name = list(CONFIGURATIONS)[number % len(CONFIGURATIONS)]
@@ -249,35 +251,37 @@ def main() -> None:
         print(f"{total} kills, {time.monotonic() - began:.0f} s: {name}: {differs or 'the same'}", flush=True)
     stopped = [preempt(root, n, list(CONFIGURATIONS)[n % len(CONFIGURATIONS)], rng) for n in range(options.preemptions)]
     lines = [*table(rows, stopped, time.monotonic() - began), *mirrors(root)]
+    lines += [damages(next(iter(controls.values())), options.damages, rng)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf8")
     print("\n".join(lines))
-    diverged = sum(row["divergences"] for row in rows.values())
-    if not diverged:
-        shutil.rmtree(root)
-    sys.exit(bool(diverged or {code for code, *_ in stopped} - {0, 75}))
+    bad = "DIFFER" in str(lines) or "0 silent" not in lines[-1] or {code for code, *_ in stopped} - {0, 75, 130}
+    if any(row["divergences"] for row in rows.values()):
+        sys.exit(1)  # what differs is left to be looked at
+    shutil.rmtree(root)
+    sys.exit(bool(bad))
 
 
 def table(rows: dict[str, Counter[str]], stopped: list[tuple[int, float, int]], seconds: float) -> list[str]:
-    columns = (*KINDS, "chains", "divergences")
-    width = max(map(len, rows))
-    lines = [f"{'configuration':<{width}}  " + "  ".join(columns)]
-    for name, row in rows.items():
-        lines.append(f"{name:<{width}}  " + "  ".join(f"{row[c]:>{len(c)}}" for c in columns))
-    sums = {c: sum(row[c] for row in rows.values()) for c in columns}
-    lines.append(f"{'all':<{width}}  " + "  ".join(f"{sums[c]:>{len(c)}}" for c in columns))
+    """One row a configuration, then what was stopped by a signal."""
+    frame = (
+        pandas.DataFrame.from_dict(rows, orient="index", columns=[*KINDS, "chains", "divergences"])
+        .fillna(0)
+        .astype(int)
+    )
+    frame.loc["all"] = frame.sum()
     codes = Counter(code for code, *_ in stopped)
-    lines += [
+    ends = ", ".join(f"{count} exit {code}" for code, count in sorted(codes.items()))
+    return [
+        *frame.to_string().splitlines(),
         "",
-        f"{sum(sums[k] for k in KINDS)} SIGKILLs, {sums['divergences']} divergences",
-        f"{len(stopped)} SIGTERM or SIGUSR1: {codes[75]} exit 75, {codes[0]} had finished, "
-        f"{len(stopped) - codes[75] - codes[0]} anything else; saved and gone within "
+        f"{frame.loc['all', list(KINDS)].sum()} SIGKILLs, {frame.loc['all', 'divergences']} divergences",
+        f"{len(stopped)} SIGTERM, SIGUSR1 or SIGINT: {ends} (0: it had finished); gone within "
         f"{max((took for _, took, _ in stopped), default=0):.2f} s; updates done again: "
         f"{max((again for *_, again in stopped), default=0)} at most",
         f"{seconds:.0f} s; {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}",
     ]
-    return lines
 
 
 if __name__ == "__main__":

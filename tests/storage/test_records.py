@@ -76,9 +76,8 @@ def test_a_folder_is_replaced_as_a_whole_and_leftovers_go(tmp_path):
             aside.mkdir()
             (aside / text).write_text(text)
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "new"]
-    with pytest.raises(StorageError):
-        with replaced(tmp_path / "gone/model") as aside:
-            aside.mkdir(parents=True)
+    with pytest.raises(StorageError), replaced(tmp_path / "gone/model") as aside:
+        aside.mkdir(parents=True)
     assert not (tmp_path / "gone").exists()
 
 

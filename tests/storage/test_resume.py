@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from failpoints import KILL, Failpoints
-from forked import Child
+from forked import Child, plain
 from tiny import hybrid, tiny_trainer
 
 from babylm_train.checkpoint import load, rng_state
@@ -60,17 +60,6 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def digest(value: object) -> str:
-    """Of nested containers, tensors by their bits."""
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).hexdigest()}"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k!r}:{digest(v)}" for k, v in sorted(value.items(), key=lambda i: str(i[0]))) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(digest, value)) + "]"
-    return repr(value)
-
-
 def outcome(trainer: Trainer) -> dict[str, str]:
     """What must not depend on kills, by name."""
     parts = {
@@ -83,7 +72,7 @@ def outcome(trainer: Trainer) -> dict[str, str]:
         "generators": rng_state(),
     }
     record = {"metrics": trainer.record.metrics.read_text(encoding="utf8")}
-    return {name: hashlib.sha256(digest(part).encode()).hexdigest() for name, part in parts.items()} | record
+    return {name: hashlib.sha256(repr(plain(part)).encode()).hexdigest() for name, part in parts.items()} | record
 
 
 def run(directory: Path, configuration: str, preemption: object = lambda: False) -> Trainer:
@@ -251,7 +240,7 @@ def test_every_item_of_saved_state_is_needed(saved, tmp_path):
     points = [contents[-1], contents[7], contents[len(contents) // 2]]
     for number, content in enumerate(points):
         assert ends_alike(saved, content, tmp_path / f"control {number}")
-    moved = {item for item in items(fresh) if any(digest(at(c, item)) != digest(at(fresh, item)) for c in points)}
+    moved = {item for item in items(fresh) if any(plain(at(c, item)) != plain(at(fresh, item)) for c in points)}
     assert {key for key, *_ in moved} == set(fresh) - FREE | {"seconds"}
     missed = []
     for item in sorted(moved - {("seconds",)}):
