@@ -6,6 +6,7 @@ It is loaded with `weights_only=True`, after all the checksums have been found r
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import pickle
@@ -13,7 +14,7 @@ import random
 import shutil
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import pydantic
 import torch
 
-from babylm_train.errors import InputError, StorageError
+from babylm_train.errors import InputError, StorageError, is_memory_error, one_line
 from babylm_train.files import check_record, link, replaced, storage_errors, write_bytes
 from babylm_train.state import RunState
 
@@ -238,6 +239,17 @@ def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads:
     if content["threads"] != threads:
         warn = "the checkpoint was made with %d threads, now there are %d: same updates, not bitwise"
         log.warning(warn, content["threads"], threads)
+
+
+@contextlib.contextmanager
+def refuse_misfits() -> Iterator[None]:
+    """What torch, or a state's owner, raises for a state that is not one of its own becomes an InputError."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if is_memory_error(error):
+            raise
+        raise InputError(f"the checkpoint does not fit this run: {type(error).__name__}: {one_line(error)}") from error
 
 
 def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:

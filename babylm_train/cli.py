@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import signal
 import sys
@@ -37,6 +37,7 @@ from babylm_train.errors import (
     one_line,
     watch_signals,
 )
+from babylm_train.files import read
 
 if TYPE_CHECKING:
     from babylm_train.build import Parts
@@ -228,8 +229,8 @@ def run_job(config: DictConfig, directory: Path, parts: Parts | None = None) -> 
         _refuse_other(config, directory)
         done = finished(directory, checks.config_hash(config))
         if done is not None:
-            print(f"{directory}: finished already (validation loss {done['val_loss']:.4f}); delete it to run again")
-            return float(done["val_loss"])
+            print(f"{directory}: finished already (validation loss {done:.4f}); delete it to run again")
+            return done
         run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
         result = train_to_end(run, directory, config.resume, _request(config), preemption)
     print(f"{directory}\n{show_result(result)}", flush=True)
@@ -243,16 +244,19 @@ def _request(config: DictConfig) -> Request:
     return Request(checks.saved_config(config), [str(override) for override in typed])  # variables stay unread
 
 
-def finished(directory: Path, config_hash: str) -> dict[str, Any] | None:
-    """The result of a run that ended as planned with this very configuration."""
+def finished(directory: Path, config_hash: str) -> float | None:
+    """The validation loss of a run that ended as planned with this very configuration. Raises InputError: damaged."""
+    from babylm_train.study.jobs import Outcome
+
     path = directory / "result.json"
     if not path.exists():
         return None
-    try:
-        result = json.loads(path.read_text(encoding="utf8"))
-        return result if result["status"] == "finished" and result["config_hash"] == config_hash else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is no result of a run ({error}): delete it") from error
+    outcome: Outcome = read(path, Outcome)
+    if (outcome.status, outcome.config_hash) != ("finished", config_hash):
+        return None
+    if not math.isfinite(outcome.val_loss):
+        raise InputError(f"{path} is damaged: val_loss is {outcome.val_loss}")
+    return outcome.val_loss
 
 
 def _refuse_other(config: DictConfig, directory: Path) -> None:

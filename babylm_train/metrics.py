@@ -35,12 +35,15 @@ class Record:
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self.timings.touch()
-            with self.metrics.open("ab") as file:
+            with self.metrics.open("ab+") as file:
                 if file.tell() < offset:
                     raise InputError(
                         f"{self.metrics} has {file.tell()} bytes, but its checkpoint was taken at byte {offset}"
                     )
                 file.truncate(offset)
+                file.seek(max(offset - 1, 0))
+                if file.read() not in (b"", b"\n"):
+                    raise InputError(f"{self.metrics} is damaged: no line ends at byte {offset}")
         self.lines()
 
     def offset(self) -> int:

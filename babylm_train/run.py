@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from babylm_train import __version__
 from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
 from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
-from babylm_train.files import write_json, write_text
+from babylm_train.files import storage_errors, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
@@ -111,7 +111,8 @@ def train_to_end(
     plan = plan_of(run)
     trainer.checkpoints.check(12 * count_parameters(trainer.model), trainer.curriculum.total_updates)
     request.write(directory)
-    (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
+    with storage_errors(directory):
+        (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
     if start is not None:
@@ -169,9 +170,10 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     """Loads the checkpoint `path`, with the record and the best checkpoint it refers to where it is another run's."""
     own, state = trainer.checkpoints, content["state"]
     if path.parent.resolve() != own.directory.resolve():
-        _copy_record(path.parents[1] / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
+        theirs = path.resolve().parent.parent
+        _copy_record(theirs / "metrics.jsonl", trainer.record.metrics, content["metrics_bytes"])
         if trainer.milestones is not None:
-            trainer.milestones.adopt(path.parents[1] / "milestones", state["words"])
+            trainer.milestones.adopt(theirs / "milestones", state["words"])
         if state["best_update"] not in (0, state["updates"]):
             own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["updates"])
@@ -187,8 +189,7 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
         raise InputError(f"resume: the checkpoint's record {source} cannot be read: {error.strerror}") from error
     if len(data) < size:
         raise InputError(f"resume: {source} has {len(data)} bytes, its checkpoint was taken at byte {size}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    write_bytes(target, data)
 
 
 def finish(run: Run, directory: Path) -> dict[str, Any]:

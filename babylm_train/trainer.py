@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_other_run, rng_state, set_rng_state
+from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_misfits, refuse_other_run, rng_state, set_rng_state
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
@@ -213,11 +213,14 @@ class Trainer:
         content = source if isinstance(source, dict) else load(Path(source))
         self.check_compatible(content)
         self.state = RunState(**content["state"])
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(content[name])
+        with refuse_misfits():
+            for name in STATEFUL:
+                getattr(self, name).load_state_dict(content[name])
+            set_rng_state(content["rng"])
+        if self.state.updates != self.scheduler.last_epoch or self.state.updates > self.curriculum.total_updates:
+            raise InputError(f"the checkpoint does not fit this run: state.updates is {self.state.updates}")
         self.record.start(content["metrics_bytes"])
         self.seconds_before, self.saved_at = content["seconds"], self.state.updates
-        set_rng_state(content["rng"])
 
     def check_compatible(self, content: dict[str, Any]) -> None:
         """Is this checkpoint one of this run? Raises InputError, naming what differs."""
