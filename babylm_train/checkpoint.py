@@ -194,6 +194,9 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint of this program")
     if odd := sorted(map(str, content["state"].keys() ^ {field.name for field in fields(RunState)})):
         raise InputError(f"{path} is of another version of this program: state.{odd[0]}")
+    for key, value in content["state"].items():
+        if isinstance(value, int) and not -1 <= value < 2**63:
+            raise InputError(f"{path} is damaged: state.{key} is {value}")
     plain: Plain = check_record(
         {key: content.get(key) for key in Plain.model_fields if key in content}, Plain, str(path)
     )
