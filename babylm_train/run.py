@@ -189,6 +189,8 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
         raise InputError(f"resume: the checkpoint's record {source} cannot be read: {error.strerror}") from error
     if len(data) < size:
         raise InputError(f"resume: {source} has {len(data)} bytes, its checkpoint was taken at byte {size}")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, data)
 
 
