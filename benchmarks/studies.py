@@ -48,7 +48,7 @@ def results(folder: Path, study: str) -> dict[int, dict]:
     for path in (folder / "multirun_outputs" / study).glob("*/result.json"):
         weights = path.parent / "model/model.safetensors"
         digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else ""
-        number = int(path.parent.name.split("_job-")[1].split("_")[0].split("-")[0])
+        number = int(path.parent.name.split("job-")[1].split("_")[0].split("-")[0])
         found[number] = {**json.loads(path.read_text()), "weights": digest, "at": path.stat().st_mtime_ns}
     return found
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.core.utils import run_job as run_hydra_job
 from hydra.plugins.launcher import Launcher
@@ -43,6 +45,7 @@ class StudyLauncher(Launcher):
     A job that finished is not run again, nor one that failed since this command began, at the hands of another one.
     """
 
+    zip: Sequence[str] = ()  # keys whose values are taken together, the first with the first, instead of multiplied
     exit_codes: ClassVar[list[int]] = []  # of the jobs that failed: Hydra hands the caller of a sweep no launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -56,7 +59,10 @@ class StudyLauncher(Launcher):
         study = Path(self.config.hydra.sweep.dir).absolute()
         study.mkdir(parents=True, exist_ok=True)
         self.since = self.since or time_on_disk(study)
-        shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        typed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(
+            self.config.hydra.overrides.task
+        )
+        job_overrides = take_together(job_overrides, typed, self.zip)
         values: dict[int, float] = {}
         with tqdm(total=len(job_overrides), desc=study.name, unit="job", disable=None) as bar:
 
@@ -69,9 +75,7 @@ class StudyLauncher(Launcher):
                     bar.write(f"{job.name}: validation loss {outcome.val_loss:.4f}, {outcome.seconds:,.0f} s")
                 bar.update()
 
-            names = [name_job([o for o in overrides if o not in shared]) for overrides in job_overrides]
-            composed = zip(names, range(initial_job_idx, initial_job_idx + len(names)), job_overrides, strict=True)
-            self.run((self._job(study, *job) for job in composed), tell)
+            self.run((self._job(study, o, number) for number, o in enumerate(job_overrides, initial_job_idx)), tell)
         returns = [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
         for number, made in enumerate(returns, initial_job_idx):
             made.return_value = values.get(number, math.inf)
@@ -81,27 +85,50 @@ class StudyLauncher(Launcher):
         """Runs `jobs` and calls tell(job, outcome) for each. Raises PreemptedError or KeyboardInterrupt."""
         raise NotImplementedError
 
-    def _job(self, study: Path, name: str, number: int, overrides: Sequence[str]) -> Job:
+    def _job(self, study: Path, overrides: Sequence[str], number: int) -> Job:
         from babylm_train.config import config_hash
         from babylm_train.run import find_run_directory
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        digest = config_hash(config)
-        directory = study / str(config.hydra.sweep.subdir)
+        digest, words = config_hash(config), list(config.hydra.overrides.task)
+        varying = [word for word in words if word not in self.config.hydra.overrides.task] or words
+        with open_dict(config):
+            config.hydra.overrides.task = varying  # what a run is named for
+            directory = study / str(config.hydra.sweep.subdir)
+            config.hydra.overrides.task = words
         directory.mkdir(parents=True, exist_ok=True)
         directory = find_run_directory(directory, digest)
         with open_dict(config):
             config.hydra.sweep.subdir = str(directory.relative_to(study))
 
         work, record = partial(run_under_hydra, config, self.hydra_context), partial(write_failure, config)
-        return Job(name, number, directory, digest, work, record, config.job_timeout or math.inf)
+        return Job(
+            " ".join(varying) or "defaults", number, directory, digest, work, record, config.job_timeout or math.inf
+        )
 
 
-def name_job(overrides: Sequence[str]) -> str:
-    """A job as it is shown: what was typed for it."""
-    return " ".join(o for o in overrides if not o.startswith(("hydra.", "study="))) or "defaults"
+def take_together(
+    job_overrides: Sequence[Sequence[str]], typed: Sequence[Override], keys: Sequence[str]
+) -> list[Sequence[str]]:
+    """The jobs of a sweep in which each of `keys` has the value of the same place in its list.
+
+    Args:
+        job_overrides: every combination. typed: the sweep's overrides, with the lists.
+
+    Raises:
+        InputError: one of `keys` has no list of values, or one of another length.
+    """
+    swept = {o.get_key_element(): o for o in typed if o.is_discrete_sweep()}
+    if unknown := [key for key in keys if key not in swept]:
+        raise InputError(f"hydra.launcher.zip: {unknown[0]} has no list of values (there are {', '.join(swept)})")
+    lists = [[f"{key}={value}" for value in swept[key].sweep_string_iterator()] for key in keys]
+    if len({len(values) for values in lists}) > 1:
+        found = ", ".join(f"{len(values)} of {key}" for key, values in zip(keys, lists, strict=True))
+        raise InputError(f"hydra.launcher.zip takes lists of one length together, got {found}")
+    rows = [set(row) for row in zip(*lists, strict=True)] or [set[str]()]
+    return [overrides for overrides in job_overrides if any(row <= set(overrides) for row in rows)]
 
 
 def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
@@ -135,10 +162,10 @@ def _train(config: DictConfig) -> float:
 
 
 class LocalLauncher(StudyLauncher):
-    """Jobs on this machine. n_jobs: at a time; `auto`: as many as there are GPUs, or one."""
+    """Jobs on this machine. n_jobs: at a time; `auto`: as many as there are GPUs, or one. zip: see StudyLauncher."""
 
-    def __init__(self, n_jobs: int | str) -> None:
-        self.n_jobs = n_jobs
+    def __init__(self, n_jobs: int | str, zip: Sequence[str]) -> None:
+        self.n_jobs, self.zip = n_jobs, zip
 
     def run(self, jobs: Iterable[Job], tell: Any) -> None:
         """See StudyLauncher."""
@@ -176,8 +203,8 @@ class SubmititLauncher(StudyLauncher):
 
     cluster: ClassVar[str]
 
-    def __init__(self, submitit_folder: str, **parameters: Any) -> None:
-        self.folder = submitit_folder
+    def __init__(self, submitit_folder: str, zip: Sequence[str], **parameters: Any) -> None:
+        self.folder, self.zip = submitit_folder, zip
         parameters.pop("max_num_timeout", None)  # of a schema that Hydra's own submitit plugin, if it is there, adds
         plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in parameters.items()}
         given = {key: value for key, value in plain.items() if value is not None}

@@ -419,7 +419,7 @@ def draw_differences(comparisons: Sequence[Comparison], gists: dict[str, str]) -
     names = [c.variant.name if len(c.variant.name) <= 48 else f"{c.variant.name[:47]}…" for c in reversed(chosen)]
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlabel(f"difference in {METRICS[metric]}:  ← better than the baseline | worse →")
+    figure.supxlabel(f"difference in {METRICS[metric]}: better on the left, worse on the right", fontsize=10)
     title = "Differences to the baseline, seed by seed (dots), their mean (diamond) and its 95 % interval"
     return [{"title": title, "source": to_source(figure)}]
 

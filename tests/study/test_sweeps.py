@@ -10,8 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from babylm_train import cli
+from babylm_train.errors import InputError
+from babylm_train.study.launcher import take_together
 
 TESTS = Path(__file__).parents[1]
 SMALL = ["data.words=2000", "data.max_length=16", "trainer.batch_size=2", "trainer.epochs=1", "logger=none"]
@@ -42,7 +46,7 @@ def sweep(tmp_path, monkeypatch, capfd):
 
 def folder(job):
     """Of a job of the study, once it is there."""
-    return next(Path("multirun_outputs/s").glob(f"*job-{job}[-_]*"), Path("absent"))
+    return next(Path("multirun_outputs/s").glob(f"job-{job}[-_]*"), Path("absent"))
 
 
 def results():
@@ -110,6 +114,26 @@ def test_a_launcher_s_mistake_is_one_line(sweep):
     code, _, err = sweep("+objective.job=10,11", "hydra.launcher.n_jobs=0")
     assert (code, err.count("\n")) == (2, 1)
     assert "hydra.launcher.n_jobs" in err
+    code, _, err = sweep("+objective.job=10,11", "seed=1,2,3", "hydra.launcher.zip=[seed,+objective.job]")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "hydra.launcher.zip" in err
+
+
+def test_lists_are_taken_together():
+    typed = OverridesParser.create().parse_overrides(
+        ["optimizer=adamw,sgd", "optimizer.lr=1e-4,0.1", "seed=1,2", "x=3"]
+    )
+    (jobs,) = BasicSweeper.split_arguments(typed, None)
+    assert take_together(jobs, typed, []) == jobs
+    kept = take_together(jobs, typed, ["optimizer", "optimizer.lr"])
+    assert [" ".join(job) for job in kept] == [
+        f"{pair} seed={seed} x=3"
+        for pair in ("optimizer=adamw optimizer.lr=0.0001", "optimizer=sgd optimizer.lr=0.1")
+        for seed in (1, 2)
+    ]
+    for wrong in (["optimizer", "x"], ["optimizer", "scheduler"]):
+        with pytest.raises(InputError, match=r"hydra\.launcher\.zip"):
+            take_together(jobs, typed, wrong)
 
 
 def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
@@ -123,8 +147,7 @@ def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
     call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *jobs]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     process = subprocess.Popen(call, start_new_session=True, **pipes)
-    faulty_folder = "*job-10[-_]*"
-    wait_until(lambda: list(Path("multirun_outputs/s").glob(f"{faulty_folder}/metrics.jsonl")))
+    wait_until(lambda: (folder(10) / "metrics.jsonl").exists())
     os.killpg(int((queue / "0.pid").read_text()), signal.SIGTERM)  # preemption: SLURM asks every process of the task
     wait_until(lambda: (queue / "requeued").exists())
     assert list(folder(10).glob("checkpoints/checkpoint_*.pt"))
