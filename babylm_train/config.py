@@ -47,7 +47,7 @@ COMPOSED = ("overrides.", "runtime.", "job.override_dirname", "job.config_name")
 
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)  # ValueError: `group=3`
 
-FREE = ("study", "resume", "logger", "job_timeout")  # top-level keys that do not change what a run computes
+FREE = ("study", "resume", "logger", "job_timeout", "zip")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
 OLDER = {  # keys of other tools, by their last part

@@ -45,7 +45,6 @@ class StudyLauncher(Launcher):
     A job that finished is not run again, nor one that failed since this command began, at the hands of another one.
     """
 
-    zip: Sequence[str] = ()  # keys whose values are taken together, the first with the first, instead of multiplied
     exit_codes: ClassVar[list[int]] = []  # of the jobs that failed: Hydra hands the caller of a sweep no launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -59,10 +58,10 @@ class StudyLauncher(Launcher):
         study = Path(self.config.hydra.sweep.dir).absolute()
         study.mkdir(parents=True, exist_ok=True)
         self.since = self.since or time_on_disk(study)
-        typed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(
-            self.config.hydra.overrides.task
-        )
-        job_overrides = take_together(job_overrides, typed, self.zip)
+        swept = [f"{key}={values}" for key, values in (self.config.hydra.sweeper.get("params") or {}).items()]
+        parser = OverridesParser.create(self.hydra_context.config_loader)
+        typed = parser.parse_overrides([*swept, *self.config.hydra.overrides.task])
+        job_overrides = take_together(job_overrides, typed, self.config.zip)
         values: dict[int, float] = {}
         with tqdm(total=len(job_overrides), desc=study.name, unit="job", disable=None) as bar:
 
@@ -104,9 +103,8 @@ class StudyLauncher(Launcher):
             config.hydra.sweep.subdir = str(directory.relative_to(study))
 
         work, record = partial(run_under_hydra, config, self.hydra_context), partial(write_failure, config)
-        return Job(
-            " ".join(varying) or "defaults", number, directory, digest, work, record, config.job_timeout or math.inf
-        )
+        timeout = math.inf if config.job_timeout is None else config.job_timeout
+        return Job(" ".join(varying) or "defaults", number, directory, digest, work, record, timeout)
 
 
 def take_together(
@@ -122,11 +120,11 @@ def take_together(
     """
     swept = {o.get_key_element(): o for o in typed if o.is_discrete_sweep()}
     if unknown := [key for key in keys if key not in swept]:
-        raise InputError(f"hydra.launcher.zip: {unknown[0]} has no list of values (there are {', '.join(swept)})")
+        raise InputError(f"zip: {unknown[0]} has no list of values (there are {', '.join(swept)})")
     lists = [[f"{key}={value}" for value in swept[key].sweep_string_iterator()] for key in keys]
     if len({len(values) for values in lists}) > 1:
         found = ", ".join(f"{len(values)} of {key}" for key, values in zip(keys, lists, strict=True))
-        raise InputError(f"hydra.launcher.zip takes lists of one length together, got {found}")
+        raise InputError(f"zip takes lists of one length together, got {found}")
     rows = [set(row) for row in zip(*lists, strict=True)] or [set[str]()]
     return [overrides for overrides in job_overrides if any(row <= set(overrides) for row in rows)]
 
@@ -162,10 +160,10 @@ def _train(config: DictConfig) -> float:
 
 
 class LocalLauncher(StudyLauncher):
-    """Jobs on this machine. n_jobs: at a time; `auto`: as many as there are GPUs, or one. zip: see StudyLauncher."""
+    """Jobs on this machine. n_jobs: at a time; `auto`: as many as there are GPUs, or one."""
 
-    def __init__(self, n_jobs: int | str, zip: Sequence[str]) -> None:
-        self.n_jobs, self.zip = n_jobs, zip
+    def __init__(self, n_jobs: int | str) -> None:
+        self.n_jobs = n_jobs
 
     def run(self, jobs: Iterable[Job], tell: Any) -> None:
         """See StudyLauncher."""
@@ -203,8 +201,8 @@ class SubmititLauncher(StudyLauncher):
 
     cluster: ClassVar[str]
 
-    def __init__(self, submitit_folder: str, zip: Sequence[str], **parameters: Any) -> None:
-        self.folder, self.zip = submitit_folder, zip
+    def __init__(self, submitit_folder: str, **parameters: Any) -> None:
+        self.folder = submitit_folder
         parameters.pop("max_num_timeout", None)  # of a schema that Hydra's own submitit plugin, if it is there, adds
         plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in parameters.items()}
         given = {key: value for key, value in plain.items() if value is not None}
