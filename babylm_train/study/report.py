@@ -42,7 +42,7 @@ VERDICT_SEEDS = 3  # two differences and their mean leave one degree of freedom:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#000000", "#7f3c8d", "#999999", "#a52a2a")
 STYLES = ("solid", "dashed", "dotted")  # after each round of colours; names that both CSS and matplotlib know
 POINTS = 200  # of a curve; twice as many are thinned
-COMPARED = ("val_loss", "perplexity", "pseudo_perplexity", "bits_per_byte")
+COMPARED = ("val_loss", "bits_per_byte")  # perplexity says what the loss says
 SCALE = {"mfu": 100, "data_wait": 100, "peak_memory_mib": 2**-10}
 RATE = "optimizer.lr"
 VARIANTS_NOTE = """Mean ± standard deviation over seeds; below it the 95 % interval of the geometric mean (Student's t
@@ -342,19 +342,19 @@ def tabulate_differences(comparisons: Sequence[Comparison], metric: str) -> pd.D
 def tabulate_changes(variants: Sequence[Variant], comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """What was typed for each variant, and what differs from its baseline after all is composed."""
     differs = {c.variant.name: "\n".join(list_changes(c.variant.leaves, c.baseline.leaves)) for c in comparisons}
-    rows = [(v.name, "\n".join(v.runs[0].overrides or ()) or "–", differs.get(v.name) or "–") for v in variants]
+    rows = [(v.name, "\n".join(v.runs[0].typed) or "–", differs.get(v.name) or "–") for v in variants]
     return drop_silent(pd.DataFrame(rows, columns=["variant", "typed", "differs from its baseline in"]))
 
 
 def tabulate_results(variants: Sequence[Variant]) -> pd.DataFrame:
     """results.csv: one row a run, a column for each key that tells variants apart."""
-    swept = sorted(differing_keys([v.leaves for v in variants]))
+    swept = sorted(differing_keys([v.leaves for v in variants if v.leaves]))
     rows = [
         {"variant": v.name, "seed": "" if run.seed is None else str(run.seed), "status": run.result.status}
         | {key.removesuffix("._target_"): show_value(v.leaves[key], key) for key in swept if key in v.leaves}
         | {**run.metrics, "config_hash": run.result.config_hash}
         | {**run.facts, **run.machine, "directory": run.name, "cause": run.cause}
-        | {"overrides": " ".join(run.overrides or ())}
+        | {"overrides": " ".join(run.typed)}
         for v in variants
         for run in v.runs
     ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +72,16 @@ UNFINISHED = Result(status="unfinished")
 class RunRecord:
     """A run's directory: its configuration as `key.key: value`, without its seed, and its result or what it lacks.
 
-    overrides: as typed, without seed and study; None where none are recorded. facts: what must be equal for a
-    comparison. machine: device, commit, versions. curves: metrics.jsonl, a row a line.
+    typed: its overrides, without seed and study. facts: what must be equal for a comparison. machine: device, commit,
+    versions. curves: metrics.jsonl, a row a line.
     """
 
     name: str
-    leaves: dict[str, Any] = field(default_factory=dict)
-    overrides: tuple[str, ...] | None = None
-    seed: str | int | None = None
     result: Result = UNFINISHED
     cause: str = ""
+    leaves: dict[str, Any] = field(default_factory=dict)
+    typed: tuple[str, ...] = ()
+    seed: str | int | None = None
     metrics: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*METRICS, "tokens"), math.nan))
     facts: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
@@ -122,17 +121,14 @@ def read_study(directory: Path) -> list[RunRecord]:
         try:
             runs.append(read_run(folder))
         except InputError as error:
-            runs.append(RunRecord(folder.name, result=Result(status="unreadable"), cause=one_line(error)))
-    known: dict[Any, dict[str, Any]] = {
-        run.overrides: run.leaves for run in runs if run.leaves and run.overrides is not None
-    }
-    return [run if run.leaves else replace(run, leaves=known.get(run.overrides, {})) for run in runs]
+            runs.append(RunRecord(folder.name, Result(status="unreadable"), one_line(error)))
+    return runs
 
 
 def read_run(directory: Path) -> RunRecord:
     """One run, whatever became of it. Raises InputError: a file of its directory is damaged."""
     config: dict[str, Any] = _read(directory / "config.yaml", dict[str, Any]) or {}
-    typed: list[str] | None = _read(directory / "overrides.yaml", list[str])
+    typed: list[str] = _read(directory / "overrides.yaml", list[str]) or []
     told: dict[str, Any] = _read(directory / "result.json", dict[str, Any]) or UNFINISHED.model_dump()
     where = str(directory / "result.json")
     result: Result = check_record(told, Result, where)
@@ -146,12 +142,7 @@ def read_run(directory: Path) -> RunRecord:
     if result.status in ("unfinished", "running"):
         done = curves["step"].max() if "step" in curves else 0
         cause = f"did not start, was killed before it could write, or still runs; last recorded update {done:,.0f}"
-    overrides, seed = None, config.get("seed")
-    if typed is not None:
-        keys = {override.partition("=")[0].lstrip("+"): override for override in typed}
-        overrides = tuple(override for key, override in keys.items() if key not in ("seed", "study"))
-        text = keys.get("seed", "").partition("=")[2]
-        seed = config.get("seed", int(text) if text.isdecimal() and len(text) < 20 else text or None)
+    seed = config.get("seed")
     seed = seed if isinstance(seed, (int, str, type(None))) else json.dumps(seed, default=str)
     leaves = {key: value for key, value in essential(config).items() if key not in ("seed", "")}
     facts = {key: (result.hashes or {}).get(key) for key in ("corpus", "validation", "tokenizer")}
@@ -160,7 +151,8 @@ def read_run(directory: Path) -> RunRecord:
     facts["window"], facts["passes"] = leaves.get("data.max_length"), leaves.get("objective.evaluation_passes")
     machine = {"device": result.device or "not recorded", "commit": result.commit or "not recorded"}
     machine |= result.versions or {}
-    return RunRecord(directory.name, leaves, overrides, seed, result, cause, metrics, facts, machine, curves)
+    words = tuple(word for word in typed if word.partition("=")[0].lstrip("+") not in ("seed", "study"))
+    return RunRecord(directory.name, result, cause, leaves, words, seed, metrics, facts, machine, curves)
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -172,20 +164,17 @@ def _table(path: Path, kind: Any) -> pd.DataFrame:
 
 
 def group_variants(runs: Sequence[RunRecord]) -> list[Variant]:
-    """Runs by what they differ in besides the seed, by name. Without a configuration, by the overrides typed."""
-
-    def key(run: RunRecord) -> str:
-        return json.dumps(run.leaves or list(run.overrides or ()), sort_keys=True, default=str)
-
-    groups = [list(members) for _, members in groupby(sorted(runs, key=key), key)]
-    named = iter(name_variants([members[0].leaves for members in groups if members[0].leaves]))
+    """Runs by what they differ in besides the seed, by name."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(digest(run.leaves), []).append(run)
+    parted = sorted(groups.values(), key=lambda members: not members[0].leaves)  # at most one has no configuration
+    names = [*name_variants([m[0].leaves for m in parted if m[0].leaves]), "no configuration"]
     variants = []
-    for members in groups:
-        leaves = members[0].leaves
-        name = next(named) if leaves else ", ".join(members[0].overrides or ["no config.yaml"])
+    for name, members in zip(names, parted, strict=False):
         members.sort(key=lambda run: (len(str(run.seed)), str(run.seed), run.name))
         by_seed = {run.seed: run for run in members if run.result.status == "finished"}
-        variants.append(Variant(name, members, leaves, by_seed))
+        variants.append(Variant(name, members, members[0].leaves, by_seed))
     return sorted(variants, key=lambda variant: variant.name)
 
 

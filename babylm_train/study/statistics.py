@@ -23,9 +23,9 @@ class Summary:
 
     n: int
     mean: float
-    sd: float
-    low: float
-    high: float
+    sd: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Difference(Summary):
     not adjusted; NaN without a spread to test against.
     """
 
-    effect: float
-    p: float
+    effect: float = np.nan
+    p: float = np.nan
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -47,37 +47,30 @@ def summarise(values: Sequence[float]) -> Summary:
     value is NaN or infinite.
     """
     data = np.asarray(values, float)
-    if not len(data) or not np.isfinite(data).all():
-        return Summary(len(data), np.nan, np.nan, np.nan, np.nan)
-    mean = float(data.mean())
-    if len(data) == 1:
-        return Summary(1, mean, np.nan, np.nan, np.nan)
+    mean = float(data.mean()) if len(data) and np.isfinite(data).all() else np.nan
+    if len(data) < 2 or np.isnan(mean):
+        return Summary(len(data), mean)
     sd = _spread(data, float(np.abs(data).max()))
     if not sd:
         return Summary(len(data), mean, 0.0, mean, mean)
     if data.min() <= 0:
-        return Summary(len(data), mean, sd, np.nan, np.nan)
+        return Summary(len(data), mean, sd)
     logs = np.log(data)
     low, high = np.exp(stats.t.interval(CONFIDENCE, len(data) - 1, logs.mean(), stats.sem(logs)))
     return Summary(len(data), mean, sd, float(low), float(high))
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """The differences `values` - `baseline`, one a seed, in the same order.
-
-    Raises:
-        ValueError: the two differ in length.
-    """
+    """The differences `values` - `baseline`, one a seed, in one order. Raises ValueError: they differ in length."""
     a, b = np.asarray(values, float), np.asarray(baseline, float)
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} values, {len(b)} of the baseline: not pairs")
-    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        mean = a[0] - b[0] if len(a) == 1 and np.isfinite([*a, *b]).all() else np.nan
-        return Difference(len(a), float(mean), np.nan, np.nan, np.nan, np.nan, np.nan)
-    mean = float((a - b).mean())
+    mean = float((a - b).mean()) if len(a) and np.isfinite([a, b]).all() else np.nan
+    if len(a) < 2 or np.isnan(mean):
+        return Difference(len(a), mean)
     sd = _spread(a - b, float(max(np.abs(a).max(), np.abs(b).max())))
     if not sd:
-        return Difference(len(a), mean, 0.0, mean, mean, np.nan, np.nan)
+        return Difference(len(a), mean, 0.0, mean, mean)
     test = stats.ttest_rel(a, b)
     interval = test.confidence_interval(CONFIDENCE)
     return Difference(len(a), mean, sd, float(interval.low), float(interval.high), mean / sd, float(test.pvalue))
@@ -95,10 +88,9 @@ def holm(p: Sequence[float]) -> list[float]:
     NaN stands for a test that was not made: it stays NaN and does not count.
     """
     values = np.asarray(p, float)
-    adjusted = values.copy()
     order = np.argsort(values)[: np.isfinite(values).sum()]  # NaN sorts last
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
-    return [float(value) for value in adjusted]
+    values[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
+    return [float(value) for value in values]
 
 
 def detectable_effect(n: int, alpha: float = ALPHA, power: float = POWER) -> float:

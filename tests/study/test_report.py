@@ -221,7 +221,7 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     evil = "<script>alert(1)</script> | **x** ![](http://e.x/y)\nloss nan"
     study(3, 0.0, SGD, status="diverged", cause=evil)
     study(4, None, SGD)
-    folder = study(5, 0.0, typed=["optimizer.lr=-1"], config=False, status="bad_input", cause="optimizer.lr: -1 is < 0")
+    folder = study(5, 0.0, config=False, status="bad_input", cause="optimizer.lr: -1 is < 0")
     page = write_report(folder).read_text(encoding="utf8")
     raw = (folder / "report.md").read_text(encoding="utf8")
     assert "<script" not in page + raw
