@@ -17,7 +17,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from babylm_train.errors import SIGNALS, InputError, PreemptedError, RunError, handle_signals, one_line, printable
+from babylm_train.errors import (
+    SIGNALS,
+    InputError,
+    Interrupted,
+    PreemptedError,
+    RunError,
+    handle_signals,
+    one_line,
+    printable,
+)
 from babylm_train.files import read
 
 STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
@@ -124,35 +133,30 @@ class JobRunner:
         """Runs all of `jobs`; those that another command is at are waited for, and run here if they did not end well.
 
         Raises:
-            PreemptedError: this process was asked to stop; the running jobs have saved their states.
-            KeyboardInterrupt: the same, after Ctrl-C. A second one kills them.
+            PreemptedError: this process was asked to stop; the running jobs have saved their states. Interrupted: the
+                same after Ctrl-C; a second one kills them.
         """
         left, busy = iter(jobs), list[Job]()
-        with handle_signals(self._ask):
+        with handle_signals(self._ask, (*SIGNALS, signal.SIGINT)):
             while True:
-                try:
-                    again, busy = busy, []
-                    rest = iter(again)
-                    if not self.asked and self._fill_places(left, busy):
-                        self._fill_places(rest, busy)
-                    busy += rest
-                    if not self.running and (self.asked or not busy):
-                        break
-                    connection.wait([running.process.sentinel for running in self.running.values()], timeout=0.5)
-                    busy += self._collect()
-                except KeyboardInterrupt:
-                    self._ask(signal.SIGINT)
-        if self.asked == signal.SIGINT:
-            raise KeyboardInterrupt
+                rest, busy = iter(busy), []
+                if not self.asked and self._fill_places(left, busy):
+                    self._fill_places(rest, busy)
+                busy += rest
+                if not self.running and (self.asked or not busy):
+                    break
+                connection.wait([running.process.sentinel for running in self.running.values()], timeout=0.5)
+                busy += self._collect()
         if self.asked:
             lost = f"killed before they had saved: {', '.join(self.killed)}" if self.killed else ""
-            raise PreemptedError(f"preempted: {lost or 'the running jobs have saved'}; the same command continues")
+            kind = Interrupted if self.asked == signal.SIGINT else PreemptedError
+            raise kind(f"asked to stop: {lost or 'the running jobs have saved'}; the same command continues")
 
     def _start_server(self) -> None:
         """Signals often reach every process of a session: the one that jobs are forked from must not heed them."""
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counting GPUs otherwise spoils CUDA for forks
         self.context.set_forkserver_preload(PRELOAD)
-        with handle_signals(signal.SIG_IGN):
+        with handle_signals(signal.SIG_IGN, (*SIGNALS, signal.SIGINT)):
             forkserver.ensure_running()
 
     def _fill_places(self, jobs: Iterable[Job], busy: list[Job]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from babylm_train.errors import InputError, InUse, PreemptedError, RunError, fail, handle_signals
+from babylm_train.errors import SIGNALS, InputError, Interrupted, InUse, PreemptedError, RunError, fail, handle_signals
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
 
 # What submitit calls the same for every cluster.
@@ -81,7 +82,7 @@ class StudyLauncher(Launcher):
         return returns
 
     def run(self, jobs: Iterable[Job], tell: Any) -> None:
-        """Runs `jobs` and calls tell(job, outcome) for each. Raises PreemptedError or KeyboardInterrupt."""
+        """Runs `jobs` and calls tell(job, outcome) for each. Raises PreemptedError."""
         raise NotImplementedError
 
     def _job(self, study: Path, overrides: Sequence[str], number: int) -> Job:
@@ -215,7 +216,7 @@ class SubmititLauncher(StudyLauncher):
         executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
         executor.update_parameters(**self.parameters)
         left, tasks = list(jobs), dict[Any, Job]()
-        with handle_signals(_leave):
+        with handle_signals(_leave, (*SIGNALS, signal.SIGINT)):
             while left or tasks:
                 ended = {id(job): outcome for job in left if (outcome := job.outcome(self.since))}
                 ready = [job for job in left if id(job) not in ended and not job.is_locked()]
@@ -244,8 +245,9 @@ class SubmititLauncher(StudyLauncher):
             return outcome
 
 
-def _leave(*_: object) -> None:
-    raise PreemptedError("asked to stop: the submitted jobs go on, and the same command waits for them")
+def _leave(number: int, _frame: object) -> None:
+    kind = Interrupted if number == signal.SIGINT else PreemptedError
+    raise kind("asked to stop: the submitted jobs go on, and the same command waits for them")
 
 
 def run_in_queue(job: Job, since: int) -> Outcome:

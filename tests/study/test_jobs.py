@@ -11,7 +11,7 @@ import faulty
 import pytest
 from filelock import FileLock
 
-from babylm_train.errors import InputError, PreemptedError
+from babylm_train.errors import InputError, Interrupted, PreemptedError
 from babylm_train.study.jobs import LOCK, Job, JobRunner, Outcome, time_on_disk
 from babylm_train.study.launcher import find_gpus, share_gpus
 
@@ -129,7 +129,7 @@ def test_ctrl_c_saves_and_a_second_one_kills(make):
     saves, deaf = make("saves", faulty.saves), make("deaf", faulty.is_deaf)
     when(saves.directory / "saved", lambda: os.kill(os.getpid(), signal.SIGINT))
     when(saves.directory / "began", lambda: (faulty.wait_for(deaf.directory / "began"), os.kill(os.getpid(), 2)))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         run([saves, deaf], grace=faulty.FOREVER)
     assert (saves.directory / "saved").exists()
 
