@@ -47,6 +47,7 @@ class Parts:
     study: Annotated[str, Field(pattern=r"^[^./][^/]*$")]  # the name of a directory
     resume: str | None
     job_timeout: Annotated[float, Field(gt=0)] | None
+    zip: list[str]
     size: dict[Literal["vocab_size"], int]
     data: Any
     tokenizer: Any
@@ -61,7 +62,7 @@ class Parts:
     logger: Any
 
 
-GROUPS = list(Parts.__annotations__)[5:]
+GROUPS = list(Parts.__annotations__)[6:]
 
 
 @dataclass
