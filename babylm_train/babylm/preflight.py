@@ -84,7 +84,7 @@ class Config(pydantic.BaseModel, extra="allow"):
     track: Limits
 
 
-class Result(pydantic.BaseModel, extra="allow"):
+class Result(pydantic.BaseModel):
     """What is read of result.json."""
 
     status: Literal["finished"]
@@ -93,6 +93,10 @@ class Result(pydantic.BaseModel, extra="allow"):
     exported_update: int
     exported_words: int
     val_loss: float
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    pseudo_perplexity: float | None = None
+    pseudo_bits_per_byte: float | None = None
     parameters: int
     hashes: dict[str, str]
     versions: dict[str, str]
@@ -131,10 +135,14 @@ def open_run(directory: Path, cache_dir: str) -> Saved:
     Raises:
         InputError: the run has not finished, or a file is missing or damaged.
     """
-    source, objective, values = build.reopen(directory / "config.yaml")
+    path = directory / "config.yaml"
+    try:
+        source, objective, values = build.reopen(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return Saved(
         directory / "model",
-        check_record(values, Config, str(directory / "config.yaml")),
+        check_record(values, Config, str(path)),
         read(directory / "result.json", Result),
         read_lines(directory / "metrics.jsonl", Line),
         revisions(directory / "milestones"),
@@ -279,7 +287,11 @@ def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Option
         *(f"- {group}: {_show(other.get(group))}" for group in PARTS),
         f"- commit {result.commit}; {versions}; {result.device}",
         "## Results",
-        *(f"- {figure} (validation text): {value:.4f}" for figure, value in result if figure in FIGURES),
+        *(
+            f"- {figure} (validation text): {value:.4f}"
+            for figure, value in result
+            if figure in FIGURES and value is not None
+        ),
         *(f"- built-in minimal pairs, {phenomenon}: {share:.1%}" for phenomenon, share in result.pairs.items()),
         "## Revisions",
         *(["| revision | words seen | update |", "|---|---|---|", *rows] if rows else ["Only this one."]),

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import pydantic
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Backend = Literal["causal", "mlm", "mntp"]
 ROWS = 8  # of a batch of text
 LEAK = 1e-4  # nats: more than rounding
+NEEDED = ("tokenizer.json", "tokenizer_config.json")  # only fast tokenizers are read
+ELSEWHERE = {"auto_map", "attn_implementation", "_attn_implementation", "quantization_config"}
 OWN_CODE = [{"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{name}"} for name in BOTH_WAYS.values()]
 
 
@@ -66,6 +68,12 @@ class Described(pydantic.BaseModel):
     backends: list[Backend] | None = None
 
 
+class Index(pydantic.BaseModel):
+    """The file of each weight, where there are several files."""
+
+    weight_map: dict[str, Annotated[str, pydantic.Field(pattern=r"^[\w.-]+\.safetensors$")]]
+
+
 def check_folder(folder: Path) -> Described:
     """Refuses a model's folder with damaged JSON, without a tokenizer, or with code that is not ours byte for byte.
 
@@ -73,17 +81,17 @@ def check_folder(folder: Path) -> Described:
         InputError: names the file.
     """
     described: Described = read(folder / "config.json", Described)
-    for path in sorted(folder.glob("*.json")):
-        values: Any = read(path, dict[str, Any] if path.name.endswith("config.json") else Any)
-        if isinstance(values, dict) and values.get("auto_map", OWN_CODE[0]) not in OWN_CODE:
-            raise InputError(f"{path}: auto_map names code of its own, which is never run")
+    for path in sorted({*folder.glob("*.json"), *(folder / name for name in NEEDED)}):
+        kind: Any = dict[str, Any] if path.name.endswith("config.json") else Any
+        values: Any = read(path, Index if path.name.endswith(".index.json") else kind)
+        for key in ELSEWHERE.intersection(values) if isinstance(values, dict) else ():
+            if key != "auto_map" or values[key] not in OWN_CODE:
+                raise InputError(f"{path}: {key} may name code from elsewhere, which is never run")
     if odd := [path for path in folder.iterdir() if not (path.is_file() or path.is_dir())]:
         raise InputError(f"{odd[0]} is no regular file")  # reading a pipe or a device need not end
     code = folder / REMOTE_CODE.name
     if code.exists() and not (code.is_file() and code.read_bytes() == REMOTE_CODE.read_bytes()):
         raise InputError(f"{code} is not the file of that name in babylm_train/model: put ours there, or export again")
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder / 'tokenizer.json'} is missing: only fast tokenizers are read")
     return described
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from exported import nano
 from hindi_stories.pairs import minimal_pairs
 from hindi_stories.stories import generate
@@ -151,12 +152,8 @@ def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
     shutil.copytree(workplace / "hybrid", broken)
     shutil.copyfile(broken / "model/model.safetensors", broken / "milestones/chck_500/model.safetensors")
     shutil.rmtree(broken / "milestones/chck_1000")
-    for name, changes in (
-        ("tokenizer.json", {"post_processor": None}),
-        ("tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", "padding_side": "right"}),
-    ):
-        held = json.loads((broken / "model" / name).read_text(encoding="utf8"))
-        (broken / "model" / name).write_text(json.dumps(held | changes), encoding="utf8")
+    rewrite(broken / "model", "tokenizer.json", post_processor=None)
+    rewrite(broken / "model", "tokenizer_config.json", tokenizer_class="TokenizersBackend", padding_side="right")
     monkeypatch.chdir(workplace)
     assert call(monkeypatch, "babylm_train.preflight", "broken", "name=gpt.0", "license=") == 2
     said = capsys.readouterr()
@@ -187,6 +184,101 @@ def test_refused_in_one_line(workplace, monkeypatch, capsys, arguments, named):
     assert call(monkeypatch, "babylm_train.preflight", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert named in line
+
+
+def damage(data: bytes) -> dict[str, bytes | None]:
+    """What may stand in a file in place of `data`."""
+    return {
+        "nothing": b"",
+        "half": data[: len(data) // 2],
+        "zeros": bytes(len(data)),
+        "a list": b"[3]\n",
+        "a number": b"1" * 5000 + b"\n",
+        "nested": b"[" * 100_000 + b"\n",
+        "half a surrogate pair": b'{"a": "\\ud800"}\n',
+        "not UTF-8": b"\xff" + data,
+        "missing": None,
+    }
+
+
+EVALUATED = ("model/config.json", "model/tokenizer.json", "model/tokenizer_config.json", "model/model.safetensors")
+RECORDS = ("config.yaml", "result.json", "metrics.jsonl", "milestones/chck_500/milestone.json")
+
+
+@pytest.mark.parametrize("file", EVALUATED + RECORDS)
+def test_a_damaged_file_is_one_line_that_names_it(workplace, tmp_path, monkeypatch, capsys, file):
+    monkeypatch.chdir(workplace)
+    run, sound = tmp_path / "run", (workplace / "hybrid" / file).read_bytes()
+    shutil.copytree(workplace / "hybrid", run, ignore=shutil.ignore_patterns("checkpoints"))
+    command = ["babylm_train.preflight", str(run), "license=mit", "cache_dir=cache"]
+    if file in EVALUATED:
+        command = ["babylm_train.evaluate", str(run), "pairs=pairs.jsonl"]
+    for kind, content in damage(sound).items():
+        (run / file).unlink()  # which may be a link to the same file of a milestone
+        if content is not None:
+            (run / file).write_bytes(content)
+        capsys.readouterr()
+        assert call(monkeypatch, *command) == 2 or (kind, file) == ("missing", RECORDS[-1]), kind
+        said = capsys.readouterr()
+        assert len(said.err.splitlines()) == 1, kind
+        assert Path(file).name in said.err or "FAILED" in said.out, kind
+        (run / file).write_bytes(sound)
+
+
+def rewrite(run: Path, file: str, **changes: object) -> None:
+    held = json.loads((run / file).read_text(encoding="utf8"))
+    (run / file).unlink()
+    (run / file).write_text(json.dumps(held | changes), encoding="utf8")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}),
+        ("config.json", {"auto_map": {"AutoModelForMaskedLM": "evil.M"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
+        ("config.json", {"n_layer": 2}),  # drawn at random where the weights have none
+        ("config.json", {"n_layer": 0}),
+        ("config.json", {"n_embd": 10**9}),
+        ("config.json", {"vocab_size": "many"}),
+        ("config.json", {"layer_norm_epsilon": float("nan")}),
+        ("config.json", {"backends": ["psychic"]}),
+        ("config.json", {"model_type": "evil"}),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}),
+        ("tokenizer_config.json", {"eos_token": None}),
+        ("tokenizer_config.json", {"model_max_length": -1}),
+    ],
+)
+def test_a_model_of_a_stranger_runs_no_code_and_gives_no_wrong_score(
+    workplace, tmp_path, monkeypatch, capsys, file, changes
+):
+    monkeypatch.chdir(workplace)
+    shutil.copytree(workplace / "hybrid/model", tmp_path / "m")
+    (tmp_path / "m/evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    rewrite(tmp_path / "m", file, **changes)
+    assert call(monkeypatch, "babylm_train.evaluate", str(tmp_path / "m"), "pairs=pairs.jsonl") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert file in line
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_code_beside_the_weights_has_to_be_ours(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    shutil.copytree(workplace / "hybrid", tmp_path / "run")
+    code = tmp_path / "run/model/modeling_mntp.py"
+    ours = code.read_text()
+    code.unlink()
+    code.write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n" + ours)
+    for command in (["babylm_train.preflight", "license=mit"], ["babylm_train.evaluate", "pairs=pairs.jsonl"]):
+        assert call(monkeypatch, command[0], str(tmp_path / "run"), *command[1:]) == 2
+        assert "modeling_mntp.py" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run/model")
+    torch.save({"lm_head.weight": torch.zeros(1)}, tmp_path / "run/pytorch_model.bin")
+    shutil.copytree(workplace / "hybrid/model", tmp_path / "run/model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "run/pytorch_model.bin").rename(tmp_path / "run/model/pytorch_model.bin")
+    assert call(monkeypatch, "babylm_train.evaluate", str(tmp_path / "run"), "pairs=pairs.jsonl") == 2
+    assert "safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "canary").exists()
 
 
 TASK = """
