@@ -99,13 +99,9 @@ class Plan:
     def table(self) -> str:
         """The plan as it is printed."""
         rows = [
-            {
-                **asdict(row),
-                "threshold": round(row.threshold, 4),
-                "difficulty": round(row.difficulty, 4),
-                "learning_rate": f"{row.learning_rate:.3e}",
-                "assumed": "*" if row.assumed else "",
-            }
+            asdict(row)
+            | {"threshold": round(row.threshold, 4), "difficulty": round(row.difficulty, 4)}
+            | {"learning_rate": f"{row.learning_rate:.3e}", "assumed": "*" * row.assumed}
             for row in self.rows
         ]
         seen = self.exposure
@@ -116,9 +112,8 @@ class Plan:
             f"exposures of a document: max {seen.maximum}, median {seen.median:g}, min {seen.minimum}",
         ]
         if seen.hardest_decile is not None:
-            lines[-1] += "; by decile, easiest first: " + " ".join(
-                "-" if d is None else f"{d:.1f}" for d in seen.deciles
-            )
+            deciles = " ".join("-" if decile is None else f"{decile:.1f}" for decile in seen.deciles)
+            lines[-1] += f"; by decile, easiest first: {deciles}"
         if self.size:
             memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.size.memory().items())
             lines.append(f"{self.size.parameters:,} parameters; {self.flops:.3g} training FLOPs")
@@ -233,26 +228,19 @@ def _exposure(curriculum: CurriculumTrainingManager, parts: Sequence[EpochSlice]
 
 
 def _warnings(plan: Plan, min_pool: int, word_budget: int | None) -> list[str]:
+    peak, last, most, budget = plan.peak_lr, plan.final_lr, plan.exposure.maximum, word_budget or 0
     unseen = ", ".join(str(i + 1) for i, mean in enumerate(plan.exposure.deciles) if mean == 0)
-    found = {
-        f"the learning rate ends at {plan.final_lr:.3g}, more than {MAX_FINAL_LR:.0%} of its peak {plan.peak_lr:.3g}": (
-            plan.final_lr > MAX_FINAL_LR * plan.peak_lr
-        ),
-        f"never seen: deciles {unseen} of the ranking (10: hardest)": unseen,
-        f"a document is seen {plan.exposure.maximum} times (more than {MAX_EXPOSURES})": (
-            plan.exposure.maximum > MAX_EXPOSURES
-        ),
-        f"{plan.words:,} words are seen, more than the budget of {word_budget}": (
-            word_budget is not None and plan.words > word_budget
-        ),
-        f"the pool of an epoch is the smallest allowed, min_pool = {min_pool}": (
-            min_pool > 1 and any(row.documents == min_pool for row in plan.rows)
-        ),
-        "thresholds marked * follow the validation loss: rows and totals are given as if no validation moved them": (
-            any(row.assumed for row in plan.rows)
-        ),
-    }
-    return [text for text, holds in found.items() if holds]
+    smallest = min_pool > 1 and any(row.documents == min_pool for row in plan.rows)
+    assumed = any(row.assumed for row in plan.rows)
+    found = [
+        (last > MAX_FINAL_LR * peak, f"the learning rate ends at {last:.3g}, its peak is {peak:.3g}"),
+        (unseen, f"never seen: deciles {unseen} of the ranking (10: hardest)"),
+        (most > MAX_EXPOSURES, f"a document is seen {most} times (more than {MAX_EXPOSURES})"),
+        (plan.words > budget > 0, f"{plan.words:,} words are seen, more than the budget of {budget:,}"),
+        (smallest, f"the pool of an epoch is the smallest allowed, min_pool = {min_pool}"),
+        (assumed, "thresholds marked * follow the validation loss: all is given as if no validation moved them"),
+    ]
+    return [text for holds, text in found if holds]
 
 
 def learning_rates(scheduler: LRScheduler, updates: int) -> list[float]:
