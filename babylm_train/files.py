@@ -103,7 +103,7 @@ def link(source: Path | str, target: Path | str) -> None:
         shutil.copyfile(source, target)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without aliases, of which a few lines can unfold to more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

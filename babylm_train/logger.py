@@ -58,7 +58,15 @@ class NoLogger:
     """Mirrors nothing; also the base of the other loggers, so that each has every call of the trainer."""
 
     def start(
-        self, directory: Path, *, name: str, group: str, config: dict, run_id: str | None, step: int, arm: str = ""
+        self,
+        directory: Path,
+        *,
+        name: str,
+        group: str,
+        config: dict[str, Any],
+        run_id: str | None,
+        step: int,
+        arm: str = "",
     ) -> str:
         """Begins, or goes on with, the mirror of the run in `directory`; returns the id to pass when it is resumed.
 

@@ -108,7 +108,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
 
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(logging.CRITICAL)  # type: ignore[attr-defined]
     logging.disable_progress_bar()
     backends: list[Any] = check_folder(folder).backends or [backend or "causal"]
     if backend is not None and backend not in backends:

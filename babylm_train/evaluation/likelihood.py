@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], closing: bo
 
 
 def _score(
-    model: torch.nn.Module, rows: torch.Tensor, batch_tokens: int, backend: str, mask: int | None, bar: tqdm
+    model: torch.nn.Module, rows: torch.Tensor, batch_tokens: int, backend: str, mask: int | None, bar: tqdm[Any]
 ) -> np.ndarray:
     """log p of every token of `rows`, int64 (texts, length), but the first: float64 (texts, length - 1).
 

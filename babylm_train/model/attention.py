@@ -140,12 +140,12 @@ def _attend_blocks(
     parts = []
     for x in (query, key, value):
         flat = x.transpose(1, 2).reshape(rows * length, heads * size)
-        parts.append(_Gather.apply(flat, blocks.index, blocks.inverse).split(sizes))
+        parts.append(_Gather.apply(flat, blocks.index, blocks.inverse).split(sizes))  # type: ignore[no-untyped-call]
     outs = []
     for shape, *block in zip(blocks.shapes, *parts, strict=True):
         q, k, v = (x.view(*shape, heads, size).transpose(1, 2) for x in block)
         outs.append(_attend_block(q, k, v, dropout, scaling).transpose(1, 2).reshape(-1, heads * size))
-    return _Scatter.apply(torch.cat(outs), blocks.inverse).view(rows, length, heads, size)
+    return _Scatter.apply(torch.cat(outs), blocks.inverse).view(rows, length, heads, size)  # type: ignore[no-untyped-call]
 
 
 def _attend_block(

@@ -167,7 +167,7 @@ def drop(x: Tensor, p: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.nn.functional.dropout(x, p, training)
-    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))
+    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))  # type: ignore[no-untyped-call]
 
 
 class Dropout(nn.Dropout):

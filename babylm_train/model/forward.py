@@ -105,7 +105,7 @@ def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: An
     grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     chunks = -(-targets.numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
     rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
-    return _Summed.apply(hidden.flatten(0, -2), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss))
+    return _Summed.apply(hidden.flatten(0, -2), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss))  # type: ignore[no-untyped-call]
 
 
 def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> tuple[Tensor, ...]:

@@ -41,7 +41,7 @@ def continued(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
         lock = FileLock(directory / ".search.lock").acquire(timeout=0)
     except Timeout as error:
         raise InUse(f"{directory}: another command is at this search; for trials side by side: n_jobs") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # type: ignore[attr-defined]
     with lock:
         study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
