@@ -65,7 +65,9 @@ class Record:
         write_json(self.directory / "result.json", values)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The metrics so far. Raises InputError: the file is damaged."""
+        """The metrics so far. Raises StorageError: the file is gone. InputError: it is damaged."""
+        with storage_errors(self.metrics):
+            self.metrics.stat()
         return read_lines(self.metrics, dict[str, Any])
 
     def curves(self) -> Path:

@@ -130,7 +130,7 @@ class Child:
             self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
         return self.code
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 200.0) -> int:
         """The exit code; a child that hangs is killed, and that is a TimeoutError."""
         end, pause = time.monotonic() + timeout, 0.0005
         while self.poll() is None:
