@@ -178,9 +178,9 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
     directory = Path(config.hydra.sweep.dir)
     StudyLauncher.exit_codes.clear()
     if "n_trials" in config.hydra.sweeper:
-        from babylm_train.study.search import continued
+        from babylm_train.study.search import hold_search
 
-        with continued(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
+        with hold_search(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
             launch(left)
     else:
         launch([])

@@ -34,7 +34,7 @@ from babylm_train.study.results import (
     read_study,
     show_value,
 )
-from babylm_train.study.statistics import ALPHA, Difference, detectable_effect, holm, paired, summarise
+from babylm_train.study.statistics import ALPHA, Difference, compare_pairs, detectable_effect, holm, summarise
 
 BASELINES = "baseline.json"
 WORDS_TOLERANCE = 0.05  # of the baseline's words: rankings spend equal tokens on longer or shorter words
@@ -80,7 +80,7 @@ def compare(variant: Variant, baseline: Variant) -> Comparison:
     refused = [f"{k}: {v[0]}" + (f" and {len(v) - 1} more" if len(v) > 1 else "") for k, v in found.items()]
     ratios = [a.metrics["words"] / b.metrics["words"] if b.metrics["words"] else math.nan for a, b in pairs]
     words = max(ratios, key=lambda ratio: abs(ratio - 1), default=math.nan)
-    metrics = {m: paired([a.metrics[m] for a, _ in pairs], [b.metrics[m] for _, b in pairs]) for m in COMPARED}
+    metrics = {m: compare_pairs([a.metrics[m] for a, _ in pairs], [b.metrics[m] for _, b in pairs]) for m in COMPARED}
     same_tokenizer = all(a.facts["tokenizer"] == b.facts["tokenizer"] for a, b in pairs)
     return Comparison(variant, baseline, seeds, refused, words, metrics, same_tokenizer)
 

@@ -14,7 +14,7 @@ from babylm_train.errors import InputError, InUse
 
 
 @contextlib.contextmanager
-def continued(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
+def hold_search(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
     """Holds the search in `directory` and says what is left of it.
 
     A trial that was running when its command died is queued again with its values, so that its job resumes. The sampler

@@ -60,7 +60,7 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(len(data), mean, sd, float(low), float(high))
 
 
-def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def compare_pairs(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """The differences `values` - `baseline`, one a seed, in one order. Raises ValueError: they differ in length."""
     a, b = np.asarray(values, float), np.asarray(baseline, float)
     if a.shape != b.shape:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylm_train.study.statistics import detectable_effect, holm, paired, summarise
+from babylm_train.study.statistics import compare_pairs, detectable_effect, holm, summarise
 
 # Extra hours of sleep under two drugs, the ten patients of Student (1908), "The probable error of a mean"; R's `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -17,7 +17,7 @@ SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 
 def test_student_s_sleep_data():
     """As R prints `t.test(extra ~ group, data = sleep, paired = TRUE)`."""
-    found = paired(FIRST, SECOND)
+    found = compare_pairs(FIRST, SECOND)
     assert (found.n, round(found.mean, 10)) == (10, -1.58)
     assert (round(found.low, 7), round(found.high, 7)) == (-2.4598858, -0.7001142)
     assert round(found.p, 6) == 0.002833
@@ -27,7 +27,7 @@ def test_student_s_sleep_data():
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_agrees_with_scipy(n):
     a, b = np.random.default_rng(n).normal(3, 0.1, (2, n))
-    found, test = paired(a, b), stats.ttest_rel(a, b)
+    found, test = compare_pairs(a, b), stats.ttest_rel(a, b)
     assert found.p == pytest.approx(test.pvalue, rel=1e-12)
     assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)), rel=1e-12)
     assert found.effect == pytest.approx(test.statistic / math.sqrt(n), rel=1e-12)
@@ -79,23 +79,23 @@ def test_what_cannot_be_said_is_nan():
     assert math.isnan(one.low)
     for bad in (math.nan, math.inf):
         assert math.isnan(summarise([1.0, bad]).mean)
-        assert math.isnan(paired([1.0, bad], [1.0, 2.0]).mean)
-        assert math.isnan(paired([bad, bad], [bad, 2.0]).p)
+        assert math.isnan(compare_pairs([1.0, bad], [1.0, 2.0]).mean)
+        assert math.isnan(compare_pairs([bad, bad], [bad, 2.0]).p)
     assert math.isnan(detectable_effect(1))
-    single = paired([2.0], [1.5])
+    single = compare_pairs([2.0], [1.5])
     assert (single.n, single.mean) == (1, 0.5)
     assert math.isnan(single.p)
-    assert math.isnan(paired([], []).mean)
+    assert math.isnan(compare_pairs([], []).mean)
     with pytest.raises(ValueError, match="not pairs"):
-        paired([1.0, 2.0], [1.0])
+        compare_pairs([1.0, 2.0], [1.0])
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_spread_no_test():
-    same = paired([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    same = compare_pairs([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
     assert (same.mean, same.sd, same.low, same.high) == (0, 0, 0, 0)
     assert math.isnan(same.p)
-    shifted = paired([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])  # their differences vary in the 16th digit only
+    shifted = compare_pairs([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])  # their differences vary in the 16th digit only
     assert shifted.sd == 0
     assert math.isnan(shifted.effect)
     assert summarise([5, 5, 5]).low == 5
