@@ -188,6 +188,8 @@ class JobRunner:
         for place, running in list(self.running.items()):
             code = running.process.exitcode
             if code is None:
+                if self.asked:  # one that was just being started did not hear of it
+                    running.stop()
                 running.hurry(self.grace)
                 continue
             del self.running[place]
