@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,17 +21,17 @@ from babylm_train import config as checks
 from babylm_train.errors import InputError, OutOfMemory, arguments, explain_invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from babylm_train.babylm.milestones import Milestones
     from babylm_train.babylm.track import Track
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
     from babylm_train.data.corpus import Corpus
     from babylm_train.data.tokens import TokenizedSplit
     from babylm_train.options import TrainerOptions
-    from babylm_train.state import MinimalPair
     from babylm_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Run:
     config_hash: str
     name: str
     study: str
+    seed: int
     track: Track
     outside: list[str]  # parts that were made from text outside the corpus, as `key=value`
 
@@ -161,9 +163,7 @@ def rehearse(parts: Parts) -> None:
     """
     import torch
 
-    from babylm_train.evaluation.pairs import read_pairs
     from babylm_train.model.build import is_encoder
-    from babylm_train.model.export import BOTH_WAYS
     from babylm_train.optim import group_parameters
 
     find_device(parts.trainer)
@@ -172,8 +172,11 @@ def rehearse(parts: Parts) -> None:
         seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
         model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=seen)
     objective, name = parts.objective, type(parts.objective).__name__
-    if "mntp" in objective.backends and type(model).__name__ not in BOTH_WAYS:
-        raise InputError(f"objective: {name} works with {', '.join(BOTH_WAYS)}")
+    if "mntp" in objective.backends:
+        from babylm_train.model.export import BOTH_WAYS
+
+        if type(model).__name__ not in BOTH_WAYS:
+            raise InputError(f"objective: {name} works with {', '.join(BOTH_WAYS)}")
     if objective.encoder != is_encoder(model):
         wanted = ("a decoder", "an encoder")
         raise InputError(
@@ -189,6 +192,8 @@ def rehearse(parts: Parts) -> None:
     with name_errors("scheduler", parts.scheduler):
         parts.scheduler(optimizer, parts.trainer.max_steps or UNKNOWN_LENGTH)
     if parts.trainer.eval_pairs not in (None, "corpus"):
+        from babylm_train.evaluation.pairs import read_pairs
+
         read_pairs(parts.trainer.eval_pairs)
 
 
@@ -223,8 +228,6 @@ def find_device(options: TrainerOptions) -> torch.device:
 
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seeds Python, NumPy and torch; `deterministic` refuses operations that could differ from run to run."""
-    import os
-
     import torch
 
     random.seed(seed)
@@ -245,24 +248,17 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
     Raises:
         InputError: the corpus, the tokenizer or a length does not fit. OutOfMemory: the model does not.
     """
-    from babylm_train.babylm.milestones import Milestones, beginning
-    from babylm_train.data.packing import EvaluationRows
     from babylm_train.data.tokenizer import tokenizer_fingerprint
-    from babylm_train.evaluation.loss import evaluate
-    from babylm_train.evaluation.pairs import score_pairs
     from babylm_train.model.build import count_parameters
     from babylm_train.trainer import Trainer
 
-    options, source = parts.trainer, parts.data
     corpus, tokenizer, train, validation = _read(parts)
     curriculum = _curriculum(parts, corpus, train)
-    seed_everything(parts.seed, options.deterministic)
+    seed_everything(parts.seed, parts.trainer.deterministic)
     model = _fresh_model(parts, tokenizer)
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
-    optimizer = _optimizer(parts, model)
-    objective, pairs = parts.objective.use_tokenizer(tokenizer), _eval_pairs(parts, corpus, tokenizer)
-    first = EvaluationRows(beginning(validation), source.max_length)
+    optimizer, objective = _optimizer(parts, model), parts.objective.use_tokenizer(tokenizer)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
     trainer = Trainer(
@@ -274,26 +270,19 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
         curriculum=curriculum,
         train_split=train,
         validation_split=validation,
-        max_length=source.max_length,
-        options=options,
+        max_length=parts.data.max_length,
+        options=parts.trainer,
         directory=directory,
         logger=parts.logger,
         identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
         should_stop=should_stop,
-        milestones=Milestones(
-            directory / "milestones",
-            parts.track.milestones,
-            model,
-            tokenizer,
-            objective.backends,
-            check=lambda: evaluate(model, objective, first, options.batch_size),
-        ),
-        pairs=lambda: score_pairs(model, tokenizer, pairs, backend=objective.backends[0]) if pairs else {},
+        milestones=_milestones(parts, directory / "milestones", model, tokenizer, validation),
+        pairs=_pairs(parts, corpus, model, tokenizer),
     )
     made_of = (getattr(part, "outside_text", None) for part in (parts.tokenizer, parts.curriculum.strategy))
     outside = [text for text in made_of if text]  # a user's own part may not say
     config_hash, name = checks.config_hash(config), directory.name
-    return Run(trainer, tokenizer, corpus, values, config_hash, name, parts.study, parts.track, outside)
+    return Run(trainer, tokenizer, corpus, values, config_hash, name, parts.study, parts.seed, parts.track, outside)
 
 
 def _read(parts: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit, TokenizedSplit]:
@@ -363,21 +352,39 @@ def _optimizer(parts: Parts, model: Any) -> Any:
         return make(group_parameters(model, decay, parts.trainer.no_decay))
 
 
-def _eval_pairs(parts: Parts, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Sequence[MinimalPair]:
-    from babylm_train.evaluation.pairs import by_phenomenon, read_pairs, texts_cut
+def _milestones(
+    parts: Parts, folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast, validation: TokenizedSplit
+) -> Milestones | None:
+    """Exports at the track's marks; None where it has none."""
+    if not parts.track.milestones:
+        return None
+    from babylm_train.babylm.milestones import Milestones, beginning
+    from babylm_train.data.packing import EvaluationRows
+    from babylm_train.evaluation.loss import evaluate
 
-    options = parts.trainer
+    first, objective = EvaluationRows(beginning(validation), parts.data.max_length), parts.objective
+    check = partial(evaluate, model, objective, first, parts.trainer.batch_size)
+    return Milestones(folder, parts.track.milestones, model, tokenizer, objective.backends, check=check)
+
+
+def _pairs(
+    parts: Parts, corpus: Corpus, model: Any, tokenizer: PreTrainedTokenizerFast
+) -> Callable[[], dict[str, float]]:
+    """What scores the minimal pairs of trainer.eval_pairs; nothing where there are none."""
+    options, backend = parts.trainer, parts.objective.backends[0]
     if options.eval_pairs is None:
-        return ()
+        return dict
+    from babylm_train.evaluation.pairs import by_phenomenon, read_pairs, score_pairs, texts_cut
+
     pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs)
     if not pairs:
         raise InputError("trainer.eval_pairs=corpus: no minimal pairs came with this corpus; give a file")
     allowed = ["val/loss", *(f"pairs/{name}" for name in by_phenomenon(pairs))]
     if options.metric not in allowed:
         raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
-    if cut := texts_cut(tokenizer, pairs, parts.objective.backends[0]):
+    if cut := texts_cut(tokenizer, pairs, backend):
         log.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
-    return pairs
+    return partial(score_pairs, model, tokenizer, pairs, backend=backend)
 
 
 def reopen(path: Path) -> tuple[Any, Any, dict[str, Any]]:

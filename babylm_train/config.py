@@ -91,6 +91,7 @@ class Composer:
         self.name, self.folder = name.removesuffix(".yaml"), folder
 
     def __enter__(self) -> Composer:
+        self._refuse_search_path()
         register_resolvers()
         Plugins.instance().register(ConfigFolder)
         self.before = GlobalHydra.instance().hydra
@@ -100,6 +101,16 @@ class Composer:
     def __exit__(self, *_: Any) -> None:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = self.before
+
+    def _refuse_search_path(self) -> None:
+        """Hydra imports the packages that a primary configuration's hydra.searchpath names, before anyone can look."""
+        primary = Path(self.folder or CONF) / f"{self.name}.yaml"
+        try:
+            found = OmegaConf.select(OmegaConf.load(primary), "hydra.searchpath") if primary.is_file() else None
+        except COMPOSING as error:
+            raise InputError(f"{primary}: {first_line(error)}") from error
+        if found is not None:
+            raise InputError(f"{primary}: hydra.searchpath has to be on the command line")
 
     def _open(self, folder: str | None) -> None:
         GlobalHydra.instance().clear()
@@ -163,8 +174,7 @@ class Composer:
         """Holds `hydra` against what it is without the files of other people, who may set what FOREIGN lists only."""
         ours = [o for o in overrides if o.key_or_group != "hydra.searchpath" and (o.is_hydra_override() or _is_ours(o))]
         self._open(None)
-        trusted = compose("config", spread(ours)[0], return_hydra_config=True)
-        theirs = _leaves_of(trusted.hydra)
+        theirs = _leaves_of(Composer()._compose(spread(ours)[0]).hydra)
         for config in configs:
             mine = _leaves_of(config.hydra)
             for key in sorted(mine.keys() | theirs.keys()):
@@ -194,6 +204,7 @@ def check_command_line(
 def _readings(argument: str) -> list[str]:
     """`argument`, then with more and more of its value in quotes: words with other letters, parts of a sweep, all."""
     key, equals, value = argument.partition("=")
+    value = re.sub(r"^choice\((.*)\)$", r"\1", value)  # the same sweep; Hydra loses the quotes inside a choice
 
     def quote(text: str) -> str:
         return str(QuotedString(text, Quote.single).with_quotes())
@@ -203,8 +214,9 @@ def _readings(argument: str) -> list[str]:
         return word if word.isascii() or word[0] in "'\"" else quote(word)
 
     words = re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][,(){}:'"]+""", quote_word, value)
-    parts = ",".join(quote(part) for part in value.split(","))
-    return [argument, *(f"{key}={text}" for text in (words, parts, quote(value)))] if equals else [argument]
+    inside, brackets = (value[1:-1], "[{}]") if re.fullmatch(r"\[.*\]", value) else (value, "{}")
+    parts = brackets.format(",".join(quote(part) for part in inside.split(",")))
+    return [f"{key}={text}" for text in (value, words, parts, quote(value))] if equals else [argument]
 
 
 def spread(overrides: list[Override]) -> list[list[str]]:

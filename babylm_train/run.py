@@ -208,7 +208,7 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
     final = trainer.evaluate()
     export(run, directory / "model")
     objective = trainer.objective
-    samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.config["seed"])
+    samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.seed)
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
     values |= {"exported_update": exported["updates"], "exported_words": exported["words"]}
     values["likelihood"] = objective.likelihood

@@ -1,92 +1,74 @@
-"""Every fragment composes, and every option of every group trains on the built-in corpus."""
+"""Every fragment composes and is built; what other tests do not train trains two updates."""
 
 import json
-import os
-import sys
-from pathlib import Path
 
 import pytest
+from forked import SMALL
 
-from babylm_train import cli
-from babylm_train.config import CONF, check_command_line, plain
+from babylm_train.build import build_parts, rehearse
+from babylm_train.config import CONF, check_command_line
 
-GROUPS = sorted(
-    {p.parent.relative_to(CONF) for p in CONF.rglob("*.yaml") if "hydra" not in p.relative_to(CONF).parts} - {Path()}
-)
-OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-LARGE = ("40m", "110m", "220m", "baseline")
+GROUPS = {path.parent.relative_to(CONF).as_posix(): [] for path in sorted(CONF.rglob("*.yaml"))}
+for path in sorted(CONF.rglob("*.yaml")):
+    GROUPS[path.parent.relative_to(CONF).as_posix()].append(path.stem)
+OPTIONS = [
+    f"{group}={name}" for group, names in GROUPS.items() for name in names if group != "." and "hydra" not in group
+]
 NEEDS = {  # what an option cannot do without
     "data=text": ["data.train=corpus.txt"],
     "data=hub": ["data.name=dataset"],
     "tokenizer=pretrained": ["tokenizer.name=tokenizer"],
-    **{o: ["objective=masked"] for o in OPTIONS if o.startswith(("model=deberta", "model=modernbert"))},
+    **{option: ["objective=masked"] for option in OPTIONS if option.startswith(("model=deberta", "model=modernbert"))},
 }
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_fragment_composes(option):
-    needs = (need.partition("=") for need in NEEDS.get(option, []))
-    config, *_ = check_command_line([option, *(f"{key}={'x' if '.' in key else value}" for key, _, value in needs)])
-    values = plain(config)
-    group, _, name = option.partition("=")
-    assert config.hydra.runtime.choices[group] == name
-    node = values
-    for part in group.split("/"):
-        node = node.get(part, {}) if group not in ("experiment", "scale") else values
-    assert node
+TINY = [small for small in SMALL if not small.startswith(("data.cache", "hydra"))]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with a text corpus, a tokenizer and a cache that all runs share."""
-    from hindi_stories.stories import generate
-
+    """A folder with a text corpus and a tokenizer."""
     from babylm_train.data.tokenizer import BPE
 
     folder = tmp_path_factory.mktemp("workplace")
-    texts = generate(2000, seed=5)
+    texts = [f"राम {i} घर गया और सीता वन गई ।" for i in range(300)]
     (folder / "dataset").mkdir()
     for name in ("corpus.txt", "dataset/train.txt"):
-        (folder / name).write_text("\n".join(t.replace("\n", " ") for t in texts), encoding="utf8")
-    BPE(vocab_size=400, min_frequency=2).build(texts).save_pretrained(folder / "tokenizer")
+        (folder / name).write_text("\n".join(texts), encoding="utf8")
+    BPE(vocab_size=300, min_frequency=2).build(texts).save_pretrained(folder / "tokenizer")
     return folder
 
 
-SWEEPS = {  # a job or two of each, at the small scale
-    "experiment=curricula": ("hydra.sweeper.params={curriculum/strategy:'none,combined',seed:1}", 2),
-    "experiment=optimizers": ("hydra.sweeper.params={optimizer:sgd,seed:1}", 1),
-    "experiment=schedulers": ("hydra.sweeper.params={scheduler:constant,seed:1}", 1),
-    "experiment=precisions": ("hydra.sweeper.params={precision:bf16,seed:1}", 1),
-    "experiment=tokenizers": ("hydra.sweeper.params={tokenizer:byte,seed:1}", 1),
-    "experiment=hpo": ("hydra.sweeper.n_trials=1", 1),
-    "experiment=curriculum_schedules": ("hydra.sweeper.params={curriculum/schedule:root,seed:1}", 1),
-    "experiment=data_amount": ("hydra.sweeper.params={curriculum.schedule.start_threshold:0.5,seed:1}", 1),
-    "experiment=models": ("hydra.sweeper.params={model:modern_nano,seed:1}", 1),
-    "experiment=objectives": ("hydra.sweeper.params={objective:hybrid,seed:1}", 1),
-}
-# What these choose trains under another name; pacing is sized by its epochs.
-ALIKE = ("size", "experiment=baseline_published", "experiment=strict_small", "experiment=pacing")
-
-
-@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith(ALIKE)])
-def test_every_option_trains_two_updates(option, workplace, monkeypatch):
+def test_every_fragment_is_built(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    name = option.replace("/", "-").replace("=", "-")
-    arguments = [option, *NEEDS.get(option, []), "trainer.max_steps=2", "trainer.batch_size=2", "data.max_length=16"]
-    arguments += ["data.cache_dir=cache", f"hydra.run.dir={name}", f"hydra.sweep.dir={name}"]
-    arguments += [SWEEPS[option][0], "scale=small", "trainer.epochs=1"] if option in SWEEPS else []
-    arguments += [] if option.startswith("logger") else ["logger=none"]
-    large = any(size in option for size in LARGE) or "objective=masked" in (option, *NEEDS.get(option, []))
-    if large:  # no optimizer state to write, no minimal pairs to score
-        arguments += ["optimizer=sgd", "optimizer.momentum=0", "data=text", *NEEDS["data=text"]]
-    elif option not in ("data=text", "data=hub"):
-        arguments.append("data.words=2000")
-    arguments += [] if option.startswith(("tokenizer", "experiment")) else ["tokenizer.vocab_size=420"]
-    monkeypatch.setattr(sys, "argv", ["babylm-train", *arguments])
-    cli.main()
-    results = [json.loads(path.read_text()) for path in (workplace / name).rglob("result.json")]
-    assert len(results) == (SWEEPS[option][1] if option in SWEEPS else 1)
-    assert all((result["status"], result["updates"]) == ("finished", 2) for result in results)
-    for path in (workplace / name).rglob("*"):
-        if path.suffix in (".pt", ".safetensors"):
-            os.truncate(path, 0)  # room for the next model
+    for option in OPTIONS:
+        group, _, name = option.partition("=")
+        config = check_command_line([option, *NEEDS.get(option, [])])[0]
+        assert config.hydra.runtime.choices[group] == name
+        parts = build_parts(config)
+        if option.startswith(("model=", "optimizer=", "scheduler=", "objective=")):
+            rehearse(parts)
+
+
+TRAINED = {
+    "data=hub": 1,
+    "tokenizer=pretrained ~tokenizer.vocab_size": 1,
+    "tokenizer=byte ~tokenizer.vocab_size logger=tensorboard": 1,
+    "experiment=smoke": 1,
+    "experiment=optimizers scale=nano seed=1 hydra.sweeper.params={optimizer:sgd,seed:1}": 1,
+    "experiment=hpo scale=nano hydra.sweeper.n_trials=2": 2,
+}
+
+
+@pytest.mark.parametrize("options", TRAINED)
+def test_what_else_there_is_trains_two_updates(options, run, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    given = options.split()
+    deleted = {word[1:] for word in given if word.startswith("~")}
+    words = [word for word in given if not word.startswith(("~", "seed"))] + NEEDS.get(given[0], [])
+    words += [
+        small for small in TINY if small.partition("=")[0] not in deleted | {word.partition("=")[0] for word in words}
+    ]
+    folder = f"out-{list(TRAINED).index(options)}"
+    code, _, err = run(*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+    assert code == 0, err
+    results = [json.loads(path.read_text()) for path in (workplace / folder).rglob("result.json")]
+    assert [(result["status"], result["updates"]) for result in results] == [("finished", 2)] * TRAINED[options]

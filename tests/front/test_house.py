@@ -3,11 +3,15 @@
 import ast
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import SMALL
 
 from babylm_train.config import CONF
 
@@ -71,30 +75,62 @@ def test_modules_named_by_targets_do_not_import_each_other_nor_the_trainer_them(
         assert not imports(MODULES[module]) & (TARGETED - {module}), module
 
 
-@pytest.mark.parametrize("path", FRAGMENTS, ids=str)
-def test_every_leaf_is_an_argument_and_defaults_agree(path):
-    for node in nodes(fragment(path)):
-        module, _, name = node["_target_"].rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-        for key, value in node.items():
-            if key in ("defaults", "_target_", "_partial_"):
-                continue
-            assert key in parameters or "kwargs" in parameters, f"{path}: {node['_target_']} takes no {key}"
-            default = parameters[key].default if key in parameters else inspect.Parameter.empty
-            if path.stem == "default" and isinstance(value, (bool, int, float, str, list)) and "${" not in str(value):
-                same = (list(default) if isinstance(value, list) else default) == value
-                assert same or default is inspect.Parameter.empty, f"{path}: {key} is {value}, in Python {default}"
+def test_every_leaf_is_an_argument_and_every_fragment_says_what_it_is():
+    for path in FRAGMENTS:
+        assert (CONF / path).read_text(encoding="utf8").startswith("# ")
+        for node in nodes(fragment(path)):
+            module, _, name = node["_target_"].rpartition(".")
+            parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+            unknown = node.keys() - parameters.keys() - {"defaults", "_target_", "_partial_"}
+            assert not unknown or "kwargs" in parameters, f"{path}: {node['_target_']} takes no {unknown}"
 
 
-@pytest.mark.parametrize("path", FRAGMENTS, ids=str)
-def test_every_fragment_says_what_it_is(path):
-    assert (CONF / path).read_text(encoding="utf8").startswith("# ")
-
-
-def test_the_loop_is_one_sitting_and_asks_for_no_name():
+def test_the_loop_asks_for_no_name():
     text = (PACKAGE / "trainer.py").read_text(encoding="utf8")
     names = {p.stem for p in FRAGMENTS if len(p.parts) > 1} - {"default", "none", "full", "linear"}
     compared = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Compare)]
-    strings = {c.value for n in compared for c in ast.walk(n) if isinstance(c, ast.Constant)}
-    assert not strings & names
-    assert len(text.splitlines()) <= 400
+    assert not {c.value for n in compared for c in ast.walk(n) if isinstance(c, ast.Constant)} & names
+
+
+def test_no_function_is_long():
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 50:
+                inside = [n for n in node.body[1:] if isinstance(n, ast.stmt)]
+                lines = (node.end_lineno or 0) - inside[0].lineno + 1 if ast.get_docstring(node) else 99
+                assert lines <= 50, f"{path}, line {node.lineno}: {node.name} has {lines} lines"
+
+
+FIRST_UPDATE = """
+import sys
+from pathlib import Path
+from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from babylm_train import cli
+from babylm_train.trainer import Trainer
+
+composed, load = [], ConfigLoaderImpl.load_configuration
+
+def count(*args, **kwargs):
+    composed.append(1)
+    return load(*args, **kwargs)
+
+def stop(*_):
+    found = {Path(m.__file__) for name, m in sys.modules.items() if name.startswith("babylm_train") and m.__file__}
+    print(len(composed), *sorted(path.as_posix() for path in found if path.read_text().strip()), file=sys.stderr)
+    sys.exit(9)
+
+ConfigLoaderImpl.load_configuration, Trainer.make_update = count, stop
+cli.main()
+"""
+
+
+@pytest.mark.xfail(reason="34: command, study/{jobs,launcher} and curriculum/hindi are still imported", strict=True)
+def test_a_plain_run_runs_few_files_before_its_first_update(tmp_path):
+    given = [*SMALL, "data.words=1500"]
+    call, ours = [sys.executable, "-c", FIRST_UPDATE, *given], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, cwd=tmp_path, env=ours, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    compositions, *files = done.stderr.splitlines()[-1].split()
+    assert int(compositions) <= 2
+    assert len([file for file in files if not file.endswith("babylm_train/__init__.py")]) <= 30, files
