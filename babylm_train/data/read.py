@@ -30,16 +30,10 @@ STORY_WORDS = 200_000  # that stories.jsonl.gz holds
 
 TEXT, JSON_LINES, PARQUET = (".txt", ".train", ".dev", ".test"), (".jsonl", ".json"), (".parquet",)
 PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # `datasets` unpacks without a bound
-MAX_LINE_BYTES = 100_000_000  # of a line, and of a document of several lines
+MAX_LINE_BYTES = 100_000_000
 MAX_FILE_BYTES = 2 << 30  # after decompression
-DAMAGE = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    RuntimeError,
-)  # the last: a .zip with a password
+# What a damaged file is told by; RuntimeError: a .zip with a password.
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 
 AnyPath = Path | zipfile.Path
 Reader = Callable[[Any], Iterator[Document]]
@@ -108,8 +102,7 @@ class TextFiles(FieldOptions):
         validation: the same, or None: a share of the documents is set aside.
         separator: how text is cut into documents: at each `line`, or at each `blank_line`.
 
-    Raises:
-        InputError: a file is missing, a glob matches nothing, a suffix is not known.
+    Raises InputError: a file is missing, a glob matches nothing, a suffix is not known.
     """
 
     train: str | list[str]
@@ -144,8 +137,7 @@ class TextFiles(FieldOptions):
 def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
     """The files that `patterns` name, each once, in the order of the patterns and sorted within a glob.
 
-    Raises:
-        InputError: naming `key` and the path, where nothing is found or a file's suffix is not known.
+    Raises InputError with `key` and the path: nothing is found, or a file's suffix is not known.
     """
     files: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -185,8 +177,7 @@ def read_files(
 ) -> Iterator[Document]:
     """The documents of `files`, as they stand there; `key` is what `text_field` is called in a message.
 
-    Raises:
-        InputError: naming the path, the line and the byte.
+    Raises InputError: naming the path, the line and the byte.
     """
     for path in (member for file in files for member in _open_archive(file)):
         kind = _kind(path.name)
@@ -232,8 +223,7 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_z
 def read_lines(path: AnyPath) -> Iterator[tuple[int, str]]:
     """The lines of a file and their numbers from 1, unpacked and decoded; a line's memory is bounded.
 
-    Raises:
-        InputError: naming the path, the line and the byte.
+    Raises InputError: naming the path, the line and the byte.
     """
     unpack: Any = OPENERS.get(Path(path.name).suffix, lambda raw: raw)
     size = 0
@@ -348,8 +338,7 @@ class HubDataset(FieldOptions):
         train_split: the split, or a slice of it such as `train[:10%]`.
         validation_split: the same, or None: a share of the documents is set aside.
 
-    Raises:
-        InputError: the path does not exist.
+    Raises InputError: the path does not exist.
     """
 
     name: str

@@ -99,13 +99,6 @@ def test_the_smallest_vocabularies_spell_everything(recipe):
     assert tokenizer.decode(tokenizer.encode("क्षेत्र में 12 ab")) == "क्षेत्र में 12 ab"
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_words_are_not_cut_at_vowel_signs(name):
-    backend, text = BUILT[name].backend_tokenizer, "लड़की किताबें क्षि"
-    spans = [text[a:b].strip() for _, (a, b) in backend.pre_tokenizer.pre_tokenize_str(text) if text[a:b].strip()]
-    assert spans == (["ल", "ड़", "की", "कि", "ता", "बें", "क्षि"] if name == "Character" else text.split())
-
-
 def test_pieces_by_hand():
     def pieces(name: str, text: str) -> list[str]:
         return [BUILT[name].decode([i]) for i in BUILT[name].encode(text)]
@@ -114,6 +107,9 @@ def test_pieces_by_hand():
     assert pieces("WordPiece", "घर, है।") == ["घर", ",", "है", "।"]
     assert len(BUILT["Byte"].encode("क ")) == 4
     assert len(BUILT["Character"].encode("ञ्झ")) == 9  # a cluster never seen: its bytes
+    for name in ("BPE", "Unigram", "WordPiece", "Byte"):  # words are not cut at vowel signs
+        spans = BUILT[name].backend_tokenizer.pre_tokenizer.pre_tokenize_str(text := "लड़की किताबें क्षि")
+        assert [text[a:b].strip() for _, (a, b) in spans if text[a:b].strip()] == text.split()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: type(r).__name__)
@@ -255,17 +251,15 @@ def test_word_starts_of_tokenizers_that_others_made(tmp_path):
         encode(tmp_path, ["cd", "ab ba"], pretrained("dropping"))
 
 
-def test_many_chunks_and_a_second_opening(tmp_path, monkeypatch, capfd):
+def test_many_chunks_and_a_second_opening(tmp_path, monkeypatch):
     texts = [f"पाठ {i} राम घर, {i}।" for i in range(60)]
     whole = encode(tmp_path / "a", texts, BUILT["BPE"])
     monkeypatch.setattr(tokens, "CHUNK_BYTES", 100)
     parts = encode(tmp_path / "b", texts, BUILT["BPE"])
-    assert parts.fingerprint == whole.fingerprint
     for name in ("ids", "offsets", "word_starts"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     monkeypatch.setattr(tokens, "_encode", lambda *_: pytest.fail("encoded again"))
-    assert encode(tmp_path / "b", texts, BUILT["BPE"]).ids.tolist() == whole.ids.tolist()
-    assert capfd.readouterr().err == ""  # no bar where no terminal is
+    assert encode(tmp_path / "b", texts, BUILT["BPE"]).fingerprint == whole.fingerprint
 
 
 def test_the_callers_tokenizer_is_left_as_it_was(tmp_path):
