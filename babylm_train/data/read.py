@@ -94,8 +94,8 @@ class FieldOptions(CorpusOptions):
 class TextFiles(FieldOptions):
     """Files and globs of text (.txt, .train, .dev, .test), JSON lines (.jsonl, .json) and parquet.
 
-    Any of them may be packed (.gz, .bz2, .xz, .zst), or stand in a .zip. A JSON object's or a row's `source`, if it is
-    text, names the document's source; otherwise the file's name does.
+    Text and JSON lines may be packed (.gz, .bz2, .xz, .zst), and all may stand in a .zip. A JSON object's or a row's
+    `source`, if it is text, names the document's source; otherwise the file's name does.
 
     Args:
         train: a file, a glob (`**` goes into folders) or a list of them.
@@ -141,7 +141,7 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         found = [path] if os.path.exists(path) else _expand(path)
         if not found:
             raise InputError(f"{key}: no {'file matches' if glob.has_magic(pattern) else 'such file:'} {pattern}")
@@ -150,7 +150,7 @@ def find_files(key: str, patterns: str | Sequence[str]) -> list[Path]:
         for file in found:
             if not file.is_file():  # reading a pipe or a device need not end
                 raise InputError(f"{key}: {file} is no regular file")
-            if file.suffix != ".zip" and not _kind(file.name):
+            if file.suffix.lower() != ".zip" and not _kind(file.name):
                 known = (*TEXT, *JSON_LINES, *PARQUET, *OPENERS, ".zip")
                 raise InputError(f"{key}: {file} does not end in one of {' '.join(known)}")
             files[file] = None
@@ -189,7 +189,7 @@ def read_files(
 
 def _open_archive(path: Path) -> Sequence[AnyPath]:
     """The file itself, or the files of known kinds in a .zip; says which others are left out."""
-    if path.suffix != ".zip":
+    if path.suffix.lower() != ".zip":
         return [path]
     try:
         archive = zipfile.ZipFile(path)
@@ -208,9 +208,12 @@ def _say_left_out(path: Path, names: Sequence[str]) -> None:
 
 def _kind(name: str) -> str:
     """The suffix that says what a file holds, or nothing."""
+    name = name.lower()
+    if name.endswith(PARQUET):
+        return ".parquet"
     for suffix in OPENERS:
         name = name.removesuffix(suffix)
-    return next((suffix for suffix in (*TEXT, *JSON_LINES, *PARQUET) if name.endswith(suffix)), "")
+    return next((suffix for suffix in (*TEXT, *JSON_LINES) if name.endswith(suffix)), "")
 
 
 def _open_zst(raw: Any) -> Any:
@@ -225,7 +228,7 @@ def read_lines(path: AnyPath) -> Iterator[tuple[int, str]]:
 
     Raises InputError: naming the path, the line and the byte.
     """
-    unpack: Any = OPENERS.get(Path(path.name).suffix, lambda raw: raw)
+    unpack: Any = OPENERS.get(Path(path.name).suffix.lower(), lambda raw: raw)
     size = 0
     try:
         with path.open("rb") as raw, unpack(raw) as file:

@@ -57,7 +57,7 @@ ROWS = "".join(json.dumps({"text": t, "source": "s"}) + "\n\n" for t in TEXTS)
 @pytest.mark.parametrize("suffix", ["", *PACK])
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.txt", "\ufeff" + "\r\n".join(TEXTS)), ("a.train", "\n".join(TEXTS)), ("a.dev", "\n".join(TEXTS)),
+    [("a.txt", "\ufeff" + "\r\n".join(TEXTS)), ("a.train", "\n".join(TEXTS)), ("A.TXT", "\n".join(TEXTS)),
      ("a.jsonl", ROWS), ("a.json", ROWS)],
 )  # fmt: skip
 def test_every_kind_of_file_gives_the_same(tmp_path, name, content, suffix):
@@ -72,7 +72,9 @@ def test_archives_give_what_they_hold_and_name_the_rest(tmp_path, capsys):
             archive.writestr(name, content if not name.endswith("gz") else gzip.compress(b"more\n"))
     assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == sorted([*TEXTS, "more"])
     assert "README.md" in capsys.readouterr().out
-    for data in (b"", b"no archive", (tmp_path / "corpus.zip").read_bytes()[:-30]):
+    whole = (tmp_path / "corpus.zip").read_bytes()
+    locked = whole.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")  # says that it has a password
+    for data in (b"", b"no archive", whole[:-30], locked):
         (tmp_path / "broken.zip").write_bytes(data)
         with pytest.raises(InputError, match=r"cannot read .*broken\.zip"):
             files(tmp_path, str(tmp_path / "broken.zip")).load()
@@ -191,6 +193,9 @@ def test_wrong_names_are_found_at_once(tmp_path):
         (str(tmp_path / "loop.txt"), None, {}, "data.train: "),
         ("क" * 300 + ".txt", None, {}, "no such file: "),
         ("", None, {}, "data.train"),
+        ("~nobody-here/a.txt", None, {}, "data.train: no such file: "),
+        ("a\0b.txt", None, {}, "data.train: no such file: "),
+        (write(tmp_path / "a.parquet.gz", b""), None, {}, "a.parquet.gz does not end in one of "),
         ([], None, {}, "data.train names no file"),
         (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
         (good, None, {"separator": "page"}, "separator"),
