@@ -64,9 +64,6 @@ class CurriculumTrainingManager:
             targets: training targets a document (its tokens and closing mark), shape (N,); default its words.
             epochs: slices of the budget. max_steps: updates in all; None: one pass over everything an epoch.
             targets_per_update: rows an update x max_length. max_length: targets a row.
-
-        Raises:
-            InputError: a score is NaN or infinite, or there is no document.
         """
         self.scores, self.words = np.asarray(scores, dtype=np.float64), np.asarray(words, dtype=np.int64)
         self.targets = self.words if targets is None else np.asarray(targets, dtype=np.int64)

@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field
 
 from babylm_train.curriculum import move_threshold
-from babylm_train.curriculum.hindi import count_features, count_words, rules_digest, split_words
 from babylm_train.errors import InputError, arguments, printable
 from babylm_train.files import cached, digest
 
@@ -36,11 +35,7 @@ Share = Annotated[float, Field(gt=0, le=1)]  # of the training data
 
 @arguments(frozen=False)
 class Curriculum:
-    """What every strategy shares. Subclasses give `name` and `score`.
-
-    Args:
-        reverse: hardest first (the anti-curriculum control): scores are negated.
-    """
+    """What every strategy shares. `reverse`: hardest first (the anti-curriculum control), scores are negated."""
 
     name: ClassVar[str] = ""
     ranks: ClassVar[bool] = True  # False: documents are only shuffled, never ranked
@@ -53,11 +48,7 @@ class Curriculum:
         raise NotImplementedError
 
     def compute_difficulty(self, documents: Sequence[str]) -> np.ndarray:
-        """One float64 a document, shape (N,); higher is admitted later, so negated under `reverse`.
-
-        Raises:
-            InputError: a score is not finite; names the document by its index.
-        """
+        """One finite float64 a document, shape (N,); an InputError names the first document without one."""
         scores = np.asarray(self.score(documents), dtype=np.float64)
         if scores.shape != (len(documents),):
             raise InputError(f"{KEY} {self.name}: one score a document, {len(documents)}, got the shape {scores.shape}")
@@ -77,6 +68,8 @@ class Curriculum:
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes the scores, JSON-able, as a cache key: class, arguments and the code of both."""
+        from babylm_train.curriculum.hindi import rules_digest
+
         # A class typed into a notebook has no file.
         file = getattr(sys.modules.get(type(self).__module__), "__file__", None)
         code = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
@@ -85,11 +78,7 @@ class Curriculum:
 
 
 def create_curriculum_strategy(name: str, **options: Any) -> Curriculum:
-    """The strategy of that name (none, length, frequency, ..., or of a class of your own) with `options` as arguments.
-
-    Raises:
-        InputError: no strategy has this name. ValidationError: an option is unknown or out of range.
-    """
+    """The strategy of that name (none, length, frequency, ..., or of a class of your own), `options` its arguments."""
     known = {kind.name: kind for kind in Curriculum.__subclasses__()}
     if name not in known:
         raise InputError(f"there is no curriculum strategy {name}; there are {', '.join(known)}")
@@ -134,6 +123,8 @@ class LengthBasedCurriculum(Curriculum):
             raise InputError(f"{KEY}.max_length must be at least min_length = {self.min_length}, got {self.max_length}")
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
+        from babylm_train.curriculum.hindi import count_words
+
         return np.clip(count_words(documents).astype(np.float64), self.min_length, self.max_length)
 
 
@@ -142,11 +133,8 @@ class FrequencyBasedCurriculum(Curriculum):
     """Mean over a document's words of -log p(word), in nats; 0 where it has none.
 
     p has add-one smoothing: (count + 1) / (words + types), counted in the documents given, which must be the training
-    split alone; or in a frequency list, with one more type for all that it does not hold.
-
-    Args:
-        frequency_list: a UTF-8 file of lines `word<TAB>count`; None counts the documents. A bad line is an InputError
-            that names path:line.
+    split alone; or in frequency_list, a UTF-8 file of lines `word<TAB>count`, with one more type for all that it does
+    not hold. A bad line is an InputError that names path:line.
     """
 
     name = "frequency"
@@ -162,6 +150,8 @@ class FrequencyBasedCurriculum(Curriculum):
         return None if self.frequency_list is None else f"{KEY}.frequency_list={self.frequency_list}"
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
+        from babylm_train.curriculum.hindi import split_words
+
         ids: dict[str, int] = {}
         numbers, sizes = array("i"), []
         for text in documents:
@@ -201,6 +191,8 @@ class MorphologicalComplexityCurriculum(Curriculum):
     length_weight: Weight = 0.5
 
     def score(self, documents: Sequence[str]) -> np.ndarray:
+        from babylm_train.curriculum.hindi import count_features
+
         words, case, verb, compound = count_features(documents)
         marked, total = int((case + verb + compound).sum()), int(words.sum())
         if total >= MIN_WORDS and marked < MIN_MARKED * total:

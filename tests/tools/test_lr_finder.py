@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from babylm_train.errors import DivergedError, InputError, OutOfMemory, StorageError
+from babylm_train.errors import DivergedError, StorageError
 from babylm_train.tools import lr_finder
 from babylm_train.tools.lr_finder import LRFinding, Options, find_lr, range_test, suggest
 
@@ -40,10 +40,6 @@ def test_the_average_is_corrected_for_its_beginning():
     assert found.lrs == pytest.approx([1e-6, 1e-3, 1.0])
 
 
-def test_no_smoothing_is_the_loss():
-    assert walk([4.0, 2.0, 3.0], 0.0).smoothed == [4.0, 2.0, 3.0]
-
-
 def test_it_stops_above_four_times_the_best_average_and_not_at_it():
     assert walk([2.0, 1.0, 4.0, 4.1, 1.0], 0.0, DECADES).stopped_at == DECADES[3]
     found = walk([1.0, 1.0, 1.0, 5.0, 5.0, 5.0], 0.5, DECADES)
@@ -57,11 +53,6 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_kept(end):
     found = walk([3.0, 2.0, end, 1.0], 0.5, DECADES)
     assert (found.stopped_at, found.losses) == (DECADES[2], [3.0, 2.0])
     assert np.isfinite(found.smoothed).all()
-
-
-def test_other_errors_are_errors():
-    with pytest.raises(OutOfMemory):
-        walk([3.0, OutOfMemory("too large")], 0.5)
 
 
 CURVE = [5.0, 5.0, 5.0, 5.0, 4.5, 3.0, 1.5, 1.0, 2.0, 3.0]
@@ -186,11 +177,6 @@ def test_divergence_stops_it(make_trainer):
     assert found.stopped_at is not None
     assert len(found.lrs) < 40
     assert not trainer.record.directory.exists()
-
-
-def test_a_first_group_without_a_rate_is_refused(make_trainer):
-    with pytest.raises(InputError, match="lr 0"):
-        find_lr(make_trainer(optimizer=partial(torch.optim.SGD, lr=0.0)), Options())
 
 
 # What is printed and written

@@ -173,13 +173,6 @@ def test_single_pass_by_hand():
     assert (plan.updates, plan.tokens, plan.words) == (30, 295, 265)
 
 
-def test_no_ranking_has_no_hardest_decile():
-    plan = lengths_plan(FullSchedule(), strategy=NoCurriculum())
-    assert plan.exposure.hardest_decile is None
-    assert (plan.exposure.maximum, plan.exposure.minimum) == (4, 4)
-    assert "decile" not in plan.table()
-
-
 def test_fewer_documents_than_deciles():
     words = np.array([3, 5])
     manager = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule()).begin(words, words, epochs=2)
@@ -218,15 +211,6 @@ def test_warnings(plan, text):
     made = plan()
     assert any(text in warning for warning in made.warnings)
     assert text in made.table()
-
-
-def test_nothing_to_warn_of():
-    assert lengths_plan(FullSchedule(), lr=1 / 92, budget=840).warnings == ()
-
-
-def test_the_runs_own_warning_is_not_said_twice(caplog):
-    lengths_plan(LinearSchedule(4, 0.1), min_pool=5)
-    assert not caplog.records
 
 
 def test_learning_rates_of_any_scheduler():
