@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from babylm_train.data.corpus import Split
 
 KEY = "curriculum.strategy"
-MIN_MARKED = 0.01  # share of words with a mark below which a text is no Hindi ...
-MIN_WORDS = 100  # ... if it has so many
+MIN_MARKED, MIN_WORDS = 0.01, 100  # a text of so many words of which a smaller share has a mark is no Hindi
 HALF_LENGTH = 20  # words of a usual written Hindi sentence: there the length term of `morphological` is at its half
 
 Weight = Annotated[float, Field(ge=0)]
