@@ -16,8 +16,9 @@ test: $(READY)  ## the whole suite
 
 torture: $(READY)  ## 324 SIGKILLs and 50 preemptions of whole runs, each compared with one that nobody touched; 15 minutes
 	$(PY) tests/torture.py
+	$(PY) tests/fuzz.py
 
-fuzz: $(READY)  ## 2 000 random configurations: each trains 2 steps or is refused
+fuzz: $(READY)  ## part of torture: 2 000 random configurations: each trains 2 steps or is refused
 	$(PY) tests/fuzz.py
 
 stories: $(READY)  ## writes the built-in stories and their minimal pairs anew from corpora/hindi_stories; git diff shows a change

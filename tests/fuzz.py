@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 from forked import Child, command, import_all
-from hindi_stories.stories import generate
 
 from babylm_train.config import CONF
 
@@ -181,7 +180,7 @@ def campaign(count: int, seed: int, root: Path, every: int = 50) -> tuple[Counte
     space, rng = Space.read(), random.Random(seed)
     corpus = root / "corpus/text.txt"
     corpus.parent.mkdir(parents=True)
-    corpus.write_text("\n".join(generate(1500, 1)), encoding="utf8")
+    corpus.write_text("".join(f"राम {i} घर गया और सीता वन गई ।\n" for i in range(300)), encoding="utf8")
     codes: Counter[int] = Counter()
     faults = []
     for number in range(count):
