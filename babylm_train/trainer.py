@@ -19,9 +19,8 @@ from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.metrics import Record
 from babylm_train.model.forward import Forward
-from babylm_train.model.size import flops_per_token
 from babylm_train.state import LOSS, Batch, EpochSlice, Evaluation, RunState
-from babylm_train.throughput import Meter, keep_pages, peak_flops, profiler, shown
+from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

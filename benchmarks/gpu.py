@@ -26,8 +26,7 @@ from arms import Measured, Setting, hf_trainer, model_of, ours
 from transformers import GPT2Config
 
 from babylm_train.errors import RunError
-from babylm_train.model.size import flops_per_token
-from babylm_train.throughput import peak_flops
+from babylm_train.throughput import flops_per_token, peak_flops
 
 SIZES = {"tiny": (2, 32, 2), "40m": (8, 512, 8), "110m": (12, 768, 12), "220m": (15, 1024, 16)}
 RESULTS = Path(__file__).parent / "results"

@@ -33,8 +33,7 @@ from arms import Measured, Setting, bare, hf_trainer, lightning, ours, padded_to
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from babylm_train.model.size import flops_per_token
-from babylm_train.throughput import keep_pages, measured_flops
+from babylm_train.throughput import flops_per_token, keep_pages, measured_flops
 
 WORDS = 500_000
 RESULTS = Path(__file__).parent / "results"

@@ -1,19 +1,46 @@
 """Hydra takes launchers from the package `hydra_plugins` alone; ours are written in babylm_train/study/launcher.py."""
 
-from babylm_train.study import launcher
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from hydra.plugins.launcher import Launcher
 
 
-class LocalLauncher(launcher.LocalLauncher):
+class StudyLauncher(Launcher):
+    """Hands over to a launcher of ours, which is imported when a sweep begins: Hydra reads this file at every start."""
+
+    written_as: ClassVar[str] = "StudyLauncher"
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+
+    def setup(self, **given: Any) -> None:
+        """Called by Hydra, once a sweep."""
+        from babylm_train.study import launcher
+
+        self.launcher = getattr(launcher, self.written_as)(**self.parameters)
+        self.launcher.setup(**given)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+        """Called by Hydra, once a batch."""
+        return self.launcher.launch(job_overrides, initial_job_idx)
+
+
+class LocalLauncher(StudyLauncher):
     """`hydra/launcher=local`."""
 
+    written_as = "LocalLauncher"
 
-class SubmititLocalLauncher(launcher.SubmititLauncher):
+
+class SubmititLocalLauncher(StudyLauncher):
     """`hydra/launcher=submitit_local`."""
 
-    cluster = "local"
+    written_as = "SubmititLocalLauncher"
 
 
-class SubmititSlurmLauncher(launcher.SubmititLauncher):
+class SubmititSlurmLauncher(StudyLauncher):
     """`hydra/launcher=submitit_slurm`."""
 
-    cluster = "slurm"
+    written_as = "SubmititSlurmLauncher"

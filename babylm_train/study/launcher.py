@@ -245,6 +245,18 @@ class SubmititLauncher(StudyLauncher):
             return outcome
 
 
+class SubmititLocalLauncher(SubmititLauncher):
+    """On this machine."""
+
+    cluster = "local"
+
+
+class SubmititSlurmLauncher(SubmititLauncher):
+    """In SLURM's queue."""
+
+    cluster = "slurm"
+
+
 def _leave(number: int, _frame: object) -> None:
     kind = Interrupted if number == signal.SIGINT else PreemptedError
     raise kind("asked to stop: the submitted jobs go on, and the same command waits for them")

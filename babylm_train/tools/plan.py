@@ -20,8 +20,8 @@ import numpy as np
 
 from babylm_train.command import CommandLine, show_table, start
 from babylm_train.errors import InputError
-from babylm_train.model.size import Size, size_of
 from babylm_train.state import EpochSlice
+from babylm_train.throughput import Size, size_of
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler

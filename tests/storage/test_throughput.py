@@ -7,7 +7,7 @@ import torch
 from tiny import model_of
 
 from babylm_train import throughput
-from babylm_train.model.size import flops_per_token
+from babylm_train.throughput import flops_per_token
 
 
 @pytest.mark.parametrize(

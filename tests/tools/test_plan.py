@@ -17,9 +17,9 @@ from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, Perfo
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
 from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
-from babylm_train.model.size import Size, multiplied, size_of
 from babylm_train.optim import schedule
 from babylm_train.state import EpochSlice
+from babylm_train.throughput import Size, multiplied, size_of
 from babylm_train.tools.plan import (
     count_words,
     exposure_so_far,
