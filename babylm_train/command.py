@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from babylm_train.errors import InputError, RunError, explain_invalid, fail, nearest, printable
+from babylm_train.errors import InputError, RunError, explain_invalid, fail, nearest
 
 FLAGS = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
 
@@ -94,21 +94,3 @@ def help_page(page: str, options: type) -> str:
     """`page`, and the options with their defaults."""
     shown = [f"  {f.name}={'null' if f.default is None else f.default}" for f in fields(options)]
     return inspect.cleandoc(page) + ("\n\noptions and their defaults:\n" + "\n".join(shown) if shown else "")
-
-
-def show_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as an aligned table of printable text, numbers on the right, a header above."""
-    if not rows:
-        return ""
-    names = list(rows[0])
-    cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    left = [isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() for name in names]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(line, widths, left, strict=True)
-        )
-        for line in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)

@@ -6,7 +6,7 @@ import difflib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
@@ -81,6 +81,24 @@ def printable(text: object) -> str:
 def one_line(error: BaseException) -> str:
     """Its message without line breaks, nor anything that a terminal would obey."""
     return printable(" ".join(str(error).split()))
+
+
+def show_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as an aligned table of printable text, numbers on the right, a header above."""
+    if not rows:
+        return ""
+    names = list(rows[0])
+    cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    left = [isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() for name in names]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(line, widths, left, strict=True)
+        )
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def fail(error: RunError) -> NoReturn:

@@ -22,9 +22,9 @@ import numpy as np
 import pydantic
 import torch
 
-from babylm_train.command import CommandLine, show_table, start
+from babylm_train.command import CommandLine, start
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
 from babylm_train.files import read, write_json
 from babylm_train.model.build import take_square_masks

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from babylm_train.command import CommandLine, show_table, start
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, show_table
 from babylm_train.state import EpochSlice
 from babylm_train.throughput import Size, size_of
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from babylm_train.build import Run
+    from babylm_train.command import CommandLine
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
 
 MAX_EXPOSURES = 20  # more often than this a document is learnt by heart rather than learnt from
@@ -307,4 +307,6 @@ def print_plans(line: CommandLine) -> None:
 
 def main() -> None:
     """The command."""
+    from babylm_train.command import start
+
     start(print_plans, __doc__ or "", Options, overrides=True)
