@@ -78,13 +78,12 @@ class Checkpoints:
         Raises:
             StorageError: no permission, or not enough room.
         """
-        probe = self.directory / "probe"
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for left in self.directory.glob(".*.tmp"):  # by a process that was killed
                 left.unlink()
-            write_bytes(probe, b"x")
-            probe.unlink()
+            write_bytes(self.directory / ".probe", b"x")
+            (self.directory / ".probe").unlink()
             have = sum(p.stat().st_size for p in self.directory.glob("*.pt"))
             free = shutil.disk_usage(self.directory).free
         count = min(self.keep_last, saves) + 2  # the best, and one that is being written

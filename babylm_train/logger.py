@@ -259,9 +259,9 @@ def choose_mode(option: Mode) -> Literal["online", "offline", "disabled"]:
 
     Online is only possible with an API key; without one it is offline. Asks no server.
     """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry waits for its server at exit
     if option in ("offline", "disabled"):
         return option
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry waits for its server at exit
     import wandb
     from requests.utils import get_netrc_auth  # which W&B depends on
 

@@ -44,7 +44,6 @@ def _no_account(monkeypatch, tmp_path):
         monkeypatch.delenv(key)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)
     yield
     end_wandb()
