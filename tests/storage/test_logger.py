@@ -290,36 +290,34 @@ def test_a_checkpoint_is_kept_for_the_upload_when_the_run_replaces_it(tmp_path):
     assert sum(record.WhichOneof("record_type") == "artifact" for record in records(file)) == 1
 
 
-def say_offline(monkeypatch) -> None:
+def say(word: str) -> None:
+    """What `wandb offline` and `wandb disabled` do."""
     from click.testing import CliRunner
-    from wandb.cli.cli import offline
+    from wandb.cli import cli
 
-    assert CliRunner().invoke(offline).exit_code == 0
+    CliRunner().invoke(getattr(cli, word), catch_exceptions=False)
 
 
-def say_disabled(monkeypatch) -> None:
-    from click.testing import CliRunner
-    from wandb.cli.cli import disabled
-
-    assert CliRunner().invoke(disabled).exit_code == 0
+def put(key: str, value: str):
+    return lambda patch: patch.setenv(key, value)
 
 
 SWITCHES = {
-    "WANDB_MODE=disabled": (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "disabled"),
-    "WANDB_MODE=offline": (lambda patch: patch.setenv("WANDB_MODE", "offline"), "offline"),
-    "WANDB_MODE=dryrun": (lambda patch: patch.setenv("WANDB_MODE", "dryrun"), "offline"),
-    "WANDB_DISABLED=true": (lambda patch: patch.setenv("WANDB_DISABLED", "true"), "disabled"),
-    "wandb offline": (say_offline, "offline"),
-    "wandb disabled": (say_disabled, "disabled"),
+    "WANDB_MODE=disabled": (put("WANDB_MODE", "disabled"), "disabled"),
+    "WANDB_MODE=offline": (put("WANDB_MODE", "offline"), "offline"),
+    "WANDB_MODE=dryrun": (put("WANDB_MODE", "dryrun"), "offline"),
+    "WANDB_DISABLED=true": (put("WANDB_DISABLED", "true"), "disabled"),
+    "wandb offline": (lambda _: say("offline"), "offline"),
+    "wandb disabled": (lambda _: say("disabled"), "disabled"),
     "no key": (lambda patch: patch.delenv("WANDB_API_KEY"), "offline"),
-    "nothing": (lambda patch: None, "online"),
+    "nothing": (lambda _: None, "online"),
 }
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_auto_follows_the_switches_of_wandb_itself(tmp_path, monkeypatch, server, switch):
-    say, expected = SWITCHES[switch]
-    say(monkeypatch)
+    flip, expected = SWITCHES[switch]
+    flip(monkeypatch)
     end_wandb()
     assert choose_mode("auto") == expected
     assert choose_mode("disabled") == "disabled"
