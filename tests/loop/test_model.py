@@ -11,8 +11,7 @@ from babylm_train.errors import InputError
 from babylm_train.model import attention
 from babylm_train.model.build import causal_lm, count_parameters, drop, is_encoder
 from babylm_train.model.forward import LOGITS, Forward, has_linear_head, sum_cross_entropy
-from babylm_train.objective import CausalObjective
-from babylm_train.state import IGNORE, Batch
+from babylm_train.state import IGNORE
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 
@@ -47,20 +46,6 @@ def test_no_document_sees_its_neighbour(name):
     assert (logits(one, plain) - logits(other, plain)).abs().max() > 1e-3
     alone = one[:, 7:]
     torch.testing.assert_close(logits(one, restart), model(input_ids=alone).logits[0].detach(), rtol=0, atol=1e-5)
-
-
-def test_the_causal_loss_is_the_summed_cross_entropy_of_valid_targets():
-    torch.manual_seed(0)
-    model = model_of("gpt2_nano", 50, 8).eval()
-    inputs, targets = torch.randint(3, 50, (2, 8)), torch.randint(3, 50, (2, 8))
-    targets[1, 5:] = IGNORE
-    batch = Batch(inputs, targets, torch.arange(8).expand(2, -1), tokens=13, words=0)
-    loss = CausalObjective()(model, batch)
-    probabilities = model(input_ids=inputs).logits.double().softmax(-1)
-    expected = -sum(
-        probabilities[r, c, targets[r, c]].log() for r in range(2) for c in range(8) if targets[r, c] != IGNORE
-    )
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_residual_dropout_acts_in_training_only_and_leaves_the_names_alone():
@@ -137,13 +122,6 @@ def test_blocks_hold_each_position_once_and_whole_documents_in_order(cuts):
         assert torch.equal(block, expected)
         assert torch.equal(flat[block[:, 0]], torch.zeros(documents, dtype=torch.long))
         assert all(end + 1 == len(flat) or flat[end + 1] == 0 for end in ends.tolist())
-
-
-def test_masks_say_the_same_as_blocks():
-    positions = packed(5, 12, 3).position_ids
-    documents = (positions == 0).cumsum(1)
-    seen = [[[d[i] == d[j] and j <= i for j in range(12)] for i in range(12)] for d in documents.tolist()]
-    assert attention.mask_documents(positions)[:, 0].tolist() == seen
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])

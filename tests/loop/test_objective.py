@@ -11,12 +11,9 @@ from pydantic import ValidationError
 from tiny import VOCABULARY, hybrid, masked, model_of, random_split
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.errors import InputError, PreemptedError
+from babylm_train.errors import InputError
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.objective import (
-    CausalObjective,
-    split_in_turns,
-)
+from babylm_train.objective import split_in_turns
 from babylm_train.options import EarlyStopping
 from babylm_train.state import IGNORE, Batch
 
@@ -131,26 +128,6 @@ def test_a_masked_run_counts_the_words_it_reads_stops_early_and_keeps_the_best(m
     assert state.words == 3 * int(trainer.train_split.words.sum())
     assert state.tokens == state.words + 3 * 40
     assert state.best_loss == min(line["val/loss"] for line in trainer.record.lines() if "val/loss" in line)
-    again = make_trainer("again", objective=hybrid(), eval_every=2, batch_size=2, gradient_accumulation_steps=3)
-    assert again.train().train_loss == pytest.approx(state.train_loss, rel=0.2)  # dropout differs, the masks do not
-    assert CausalObjective().use_tokenizer(None).likelihood == "causal"
-
-
-@pytest.mark.parametrize("stop", [4, 7])
-def test_a_resumed_hybrid_run_is_bitwise_the_whole_one(make_trainer, stop):
-    """Stopped before a causal and before a masked update: masks and kinds of update follow from the clock."""
-    whole = make_trainer("whole", objective=hybrid())
-    whole.train()
-    part = make_trainer("part", objective=hybrid())
-    part.should_stop = lambda: part.state.updates == stop
-    with pytest.raises(PreemptedError):
-        part.train()
-    last = make_trainer("part", objective=hybrid())
-    last.load_checkpoint(last.checkpoints.newest()[1])
-    last.train()
-    assert last.record.metrics.read_bytes() == whole.record.metrics.read_bytes()
-    for mine, theirs in zip(last.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
