@@ -214,15 +214,19 @@ def find_device(options: TrainerOptions) -> torch.device:
     """
     import torch
 
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(options.device)
+        device = torch.device(found if options.device == "auto" else options.device)
         if device.type not in ("cpu", "cuda"):  # losses are added up in float64, which MPS has not
             raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
-        torch.empty(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what says `cuda` alone means this one
+        (torch.ones(1, device=device) + 1).item()  # a card that this torch has no kernels for shows here
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"trainer.device={options.device} is not available: {checks.first_line(error)}") from error
+        why = checks.first_line(error)
+        raise InputError(
+            f"trainer.device={options.device}: not available ({why}); trainer.device=cpu always is"
+        ) from error
     return device
 
 

@@ -204,6 +204,9 @@ def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Pa
 def _intact(folder: Path) -> bool:
     try:
         hashes = TypeAdapter(dict[str, str]).validate_json((folder / MANIFEST).read_bytes())
-        return all(file_digest(folder / name) == known for name, known in hashes.items())
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return there == {MANIFEST, *hashes} and all(
+            file_digest(folder / name) == known for name, known in hashes.items()
+        )
     except (OSError, ValueError):
         return False

@@ -142,6 +142,10 @@ class Precision:
             log.warning("precision=bf16 is about 20 times slower than fp32 without %s", slow)
         if slow and self.matmul == "medium":
             log.warning("precision=tf32 needs %s: products are exact, as with fp32", slow)
+        if device.type == "cuda" and self.dtype == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
+            log.warning(
+                "precision=bf16: this GPU has no bfloat16 units, and attention no fast kernel; take precision=fp16"
+            )
         torch.set_float32_matmul_precision("highest" if slow and self.matmul == "medium" else self.matmul)
         return torch.amp.GradScaler(
             device.type, self.initial_scale, growth_interval=self.growth_interval, enabled=self.loss_scaling

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from babylm_train.errors import InputError, StorageError
-from babylm_train.files import read, read_lines, replaced, write_json
+from babylm_train.files import cached, read, read_lines, replaced, write_json
 from babylm_train.metrics import Record, draw_curves
 
 
@@ -103,3 +103,20 @@ def test_curves_are_drawn_whatever_was_logged(tmp_path):
     lines = [{"step": 0, "threshold": 0.5, "curriculum/documents": 3}, {"step": 2, "train/loss": 3.0, "val/loss": None}]
     for content in (lines, [], [{"step": 1, "val/loss": 2.0, "grad_norm": 1e30}]):
         assert imread(draw_curves(content, tmp_path / "curves.png")).shape == (800, 1200, 4)
+
+
+def test_a_cached_folder_that_lacks_a_file_or_has_one_more_is_made_anew(tmp_path):
+    made = []
+
+    def build(folder):
+        made.append(folder)
+        (folder / "a.txt").write_text("a")
+
+    folder = cached(tmp_path, "kind", "key", build)
+    assert cached(tmp_path, "kind", "key", build) == folder
+    assert len(made) == 1
+    empty, more = lambda: (folder / "manifest.json").write_text("{}"), lambda: (folder / "b").touch()
+    for damage in ((folder / "a.txt").unlink, empty, more):
+        damage()
+        assert (cached(tmp_path, "kind", "key", build) / "a.txt").read_text() == "a"
+    assert len(made) == 4
