@@ -166,7 +166,8 @@ def rehearse(parts: Parts) -> None:
     from babylm_train.model.build import is_encoder
     from babylm_train.optim import group_parameters
 
-    find_device(parts.trainer)
+    if parts.trainer.device != "auto":  # which is left to the job, whose GPU may be another
+        find_device(parts.trainer)
     with name_errors("model", parts.model), torch.device("meta"):
         model = parts.model(tokenizer=_AnyTokenizer(), max_length=4)
         seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)  # a mask of its own: nothing is read from the values
