@@ -220,9 +220,9 @@ def find_device(options: TrainerOptions) -> torch.device:
         device = torch.device(found if options.device == "auto" else options.device)
         if device.type not in ("cpu", "cuda"):  # losses are added up in float64, which MPS has not
             raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
+        (torch.ones(1, device=device) + 1).item()  # a card that this torch has no kernels for shows here
         if device.type == "cuda":
             torch.cuda.set_device(device)  # what says `cuda` alone means this one
-        (torch.ones(1, device=device) + 1).item()  # a card that this torch has no kernels for shows here
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = checks.first_line(error)
         raise InputError(
