@@ -7,6 +7,7 @@ It is loaded with `weights_only=True`, after all the checksums have been found r
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import pickle
@@ -33,11 +34,8 @@ BEST = "checkpoint_best.pt"
 ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their product is what an update sees
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
 
-# What zipfile, its decompressors, pickle and torch raise for bytes that are no checkpoint.
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, LookupError),
-    *(ValueError, TypeError, AttributeError, OverflowError, OSError),
-)
+# What zipfile, its decompressors and torch raise for bytes that are no checkpoint.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class DamagedError(InputError):
@@ -174,7 +172,7 @@ def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, if its bytes are those that were written.
 
     Raises:
-        DamagedError: missing, or changed since it was written. InputError: it does not hold what a checkpoint holds.
+        DamagedError: missing, or changed since it was written. InputError: it cannot be read, or holds something else.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.save compresses nothing: no room for a bomb
@@ -187,6 +185,10 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedError(f"no checkpoint: {path} is missing") from error
     except pickle.UnpicklingError as error:
         raise DamagedError(f"{path} holds more than tensors and plain values: it is not loaded") from error
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # of a place in the archive that is none
+            raise DamagedError(f"{path} is no checkpoint: {error}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
         raise DamagedError(f"{path} is no checkpoint: {type(error).__name__}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in PARTS):

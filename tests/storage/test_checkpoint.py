@@ -198,6 +198,15 @@ def test_no_room_is_found_before_training_and_no_more_is_asked_for_than_the_run_
         many.check(free // 10, saves=20)
 
 
+def test_a_file_that_cannot_be_read_is_not_passed_over(tmp_path):
+    """The disk, or its permissions, may be well again tomorrow: the run must not begin anew meanwhile."""
+    store = Checkpoints(tmp_path, keep_last=2)
+    save(store, 1)
+    (tmp_path / "checkpoint_step_2.pt").mkdir()
+    with pytest.raises(InputError, match=r"checkpoint_step_2\.pt"):
+        store.newest()
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("canary",)
