@@ -35,7 +35,8 @@ ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their pr
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
 
 # What zipfile, its decompressors and torch raise for bytes that are no checkpoint.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, ValueError, TypeError)
+UNREADABLE += (AttributeError, OverflowError)
 
 
 class DamagedError(InputError):
