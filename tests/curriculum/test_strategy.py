@@ -166,15 +166,6 @@ def test_dynamic_moves_its_threshold_within_its_bounds():
     assert max(made.update_difficulty_threshold(loss) for loss in range(9, 0, -1)) == made.threshold == 0.9
 
 
-def test_dynamic_state_goes_through_json_and_continues_exactly():
-    losses = [5.0, 4.1, 4.3, 3.9, 4.0, 4.4, 3.0]
-    whole, first, second = DynamicCurriculum(), DynamicCurriculum(), DynamicCurriculum()
-    expected = [whole.update_difficulty_threshold(loss) for loss in losses]
-    found = [first.update_difficulty_threshold(loss) for loss in losses[:3]]
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert found + [second.update_difficulty_threshold(loss) for loss in losses[3:]] == expected
-
-
 def test_the_dynamic_threshold_does_not_change_the_cache_key():
     made = DynamicCurriculum()
     before = made.identity()

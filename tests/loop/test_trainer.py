@@ -35,11 +35,6 @@ def batch_of(rows: int, valid: list[int], seed: int) -> Batch:
     return Batch(inputs, targets, torch.arange(LENGTH).expand(rows, -1), tokens=sum(valid), words=sum(valid))
 
 
-def joined(batches: list[Batch]) -> Batch:
-    parts = [torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "targets", "position_ids")]
-    return Batch(*parts, tokens=sum(b.tokens for b in batches), words=0)
-
-
 def test_the_update_is_the_mean_over_valid_targets(make_trainer):
     """Independent gradient: torch's own mean cross-entropy over the valid targets of all rows at once."""
     batches = [batch_of(2, [8, 1], 1), batch_of(1, [5], 2)]
@@ -47,9 +42,11 @@ def test_the_update_is_the_mean_over_valid_targets(make_trainer):
         dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), scheduler=CONSTANT, max_grad_norm=None
     )
     model = copy.deepcopy(trainer.model)
-    whole = joined(batches)
-    logits = model(input_ids=whole.inputs, position_ids=whole.position_ids, use_cache=False).logits
-    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets.flatten(), ignore_index=IGNORE)
+    inputs, targets, positions = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("inputs", "targets", "position_ids")
+    )
+    logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
+    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     mean.backward()
     loss, norm = trainer.make_update(batches)
     assert loss == pytest.approx(mean.item(), rel=1e-5)

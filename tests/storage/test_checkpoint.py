@@ -158,15 +158,6 @@ def test_over_200_histories_the_best_and_the_last_verified_are_never_deleted(tmp
             assert len(updates(store)) <= store.keep_last
 
 
-def test_the_newest_two_and_the_best_stay(tmp_path):
-    store = Checkpoints(tmp_path, keep_last=2)
-    for update in range(1, 12):
-        save(store, update, best=2)
-    assert updates(store) == [10, 11]
-    assert store.newest()[1]["state"]["updates"] == 11
-    assert sorted(os.listdir(tmp_path)) == [BEST, "checkpoint_step_10.pt", "checkpoint_step_11.pt"]
-
-
 def test_it_says_what_it_passed_over(tmp_path, caplog):
     store = Checkpoints(tmp_path, keep_last=2)
     save(store, 1)
@@ -235,22 +226,3 @@ def test_a_file_of_another_program_or_layout_is_one_line_and_runs_nothing(tmp_pa
     with pytest.raises(InputError, match=r"checkpoint_step_1\.pt"):
         load(tmp_path / "checkpoint_step_1.pt")
     assert os.listdir(tmp_path) == ["checkpoint_step_1.pt"]
-
-
-def test_a_deleted_directory_is_a_storage_error_and_stays_deleted(make_trainer):
-    trainer = make_trainer(save_every=2, log_every=99, eval_every=99)
-
-    def delete() -> bool:
-        if trainer.state.updates == 3:
-            for file in sorted(trainer.record.directory.rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink()
-            trainer.record.directory.rmdir()
-        return False
-
-    trainer.should_stop = delete
-    with pytest.raises(StorageError):
-        trainer.train()
-    for write in (trainer.record.curves, lambda: trainer.record.result({}), lambda: trainer.record.time(step=1)):
-        with pytest.raises((StorageError, InputError)):
-            write()
-    assert not trainer.record.directory.exists()

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from babylm_train.errors import InputError
-from babylm_train.logger import NoLogger, TensorBoardLogger, WandbLogger, choose_mode, gradient_norms
+from babylm_train.logger import TensorBoardLogger, WandbLogger, choose_mode, gradient_norms
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "logger"
 START = {
@@ -391,23 +391,13 @@ def test_tensorboard_missing(monkeypatch):
         TensorBoardLogger(gradients=False)
 
 
-def test_no_logger_takes_every_call(tmp_path):
-    logger = NoLogger()
-    assert logger.start(tmp_path, **{**START, "run_id": "id"}) == "id"
-    logger.log({"train/loss": 1.0}, 1)
-    logger.log_gradients(torch.nn.Linear(1, 1), 1)
-    logger.log_checkpoint(tmp_path / "missing", best=True)
-    logger.finish({})
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("mode", "sometimes"), ("artifacts", True), ("gradients", 1), ("timeout", 0), ("timeout", math.inf),
-        ("timeout", "long"), ("project", ""), ("project", "a/b"), ("entity", 3), ("tags", "one"), ("tags", [""]),
+        *(("mode", "sometimes"), ("artifacts", True), ("timeout", 0), ("timeout", math.inf)),
+        *(("project", ""), ("project", "a/b"), ("tags", "one"), ("tags", [""])),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_option_names_its_key(key, value):
     with pytest.raises(pydantic.ValidationError) as caught:
         wandb_logger(**{key: value})
