@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,66 +28,49 @@ from babylm_train.config import CONF
 
 SECONDS = 60  # on a busy machine; a configuration takes 0.3 to 3
 MEMORY = 8 << 30  # bytes of address space beyond this process's own: what asks for more is refused by the kernel
-BASE = [
-    "model.dropout=0.1",
-    "data.max_length=16",
-    "trainer.max_steps=2",
-    "trainer.epochs=1",
-    "trainer.batch_size=2",
-    "logger=none",
-    "hydra.run.dir=out",
-]
+BASE = ["model.dropout=0.1", "data.max_length=16", "trainer.max_steps=2", "trainer.epochs=1", "trainer.batch_size=2"]
+BASE += ["logger=none", "hydra.run.dir=out"]
 SIZES = {
     "gpt2_nano": "n_layer=1 n_embd=16 n_head=2",
     "modern_nano": "num_hidden_layers=1 hidden_size=16 intermediate_size=32",
 }
+OFTEN = {"model": [*SIZES], "data": ["stories", "hub", *["text"] * 8], "logger": ["none"] * 30 + ["tensorboard"]}
 WHOLE = [0, 1, 2, 3, 7, 64, 1000, -1, 10**6, 2**31, 2**63, 10**30]
 REAL = [0.0, 0.5, 1.0, 1e-8, 1e8, -0.5, "nan", "inf", "-inf", "1e400", "1e-400", 1.5]
 STRANGE = [
     "null", "''", "true", "False", "[]", "[1]", "[a,1]", "{}", "{a:1}", "x", "'a b'", "राम", "'\t'", "'\x1b[0m'", "a" * 300,
     "${seed}", "${nothing}", "${oc.env:HOME}", "???", "../x", "/dev/null", "/", ".", "'%s'", "{_target_:os.abort}", "\\", "1,2",
 ]  # fmt: skip
-SKIPPED = {  # keys that may well ask for minutes: a compiler, a download, a process of W&B's
-    "trainer.compile", "data.cache_dir", "logger.timeout", "model.config.n_embd",
-}  # fmt: skip
-
+# keys that may well ask for minutes: a compiler, a download, a process of W&B's
+SKIPPED = {"trainer.compile", "data.cache_dir", "logger.timeout", "model.config.n_embd"}
 WORK = {  # thousands of these take their time, which is no fault
     "trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps", "model.config.n_layer",
     "model.config.num_hidden_layers", "data.words",
 }  # fmt: skip
+Options = dict[str, dict[str, list[tuple[str, Any]]]]  # group: option: its keys with their defaults
 
 
 def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if not key.startswith("_") and key != "defaults":
-                yield from leaves(value, f"{at}.{key}")
-    else:
+    if not isinstance(node, dict):
         yield at, node
+        return
+    for key, value in node.items():
+        if not key.startswith("_") and key != "defaults":
+            yield from leaves(value, f"{at}.{key}")
 
 
-@dataclass
-class Space:
+def read_options() -> Options:
     """What conf/ offers."""
-
-    options: dict[str, list[str]]
-    keys: dict[tuple[str, str], list[tuple[str, Any]]]
-
-    @classmethod
-    def read(cls) -> Space:
-        options: dict[str, list[str]] = {}
-        keys = {}
-        for path in sorted(CONF.rglob("*.yaml")):
-            group = path.parent.relative_to(CONF).as_posix()
-            if group in (".", "experiment") or group.startswith("hydra"):
-                continue
-            options.setdefault(group, []).append(path.stem)
+    found: Options = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix()
+        if group not in (".", "experiment") and not group.startswith("hydra"):
             values = yaml.safe_load(path.read_text(encoding="utf8"))
-            keys[group, path.stem] = list(leaves(values, group.replace("/", ".")))
-        return cls(options, keys)
+            found.setdefault(group, {})[path.stem] = list(leaves(values, group.replace("/", ".")))
+    return found
 
 
-def value(rng: random.Random, default: Any) -> str:
+def draw_value(rng: random.Random, default: Any) -> str:
     """Mostly of the default's type, in range or not."""
     if rng.random() < 0.15:
         return rng.choice(STRANGE)
@@ -103,42 +85,22 @@ def value(rng: random.Random, default: Any) -> str:
     return rng.choice(STRANGE)
 
 
-def choose(rng: random.Random, space: Space) -> dict[str, str]:
-    """An option of each group; of models the small ones."""
-    chosen = {}
-    for group, options in space.options.items():
-        allowed = options
-        if group == "model":
-            allowed = [o for o in options if o in SIZES]
-        elif group == "data":
-            allowed = ["stories", "hub", *["text"] * 8]
-        elif group == "tokenizer":
-            allowed = [*options, *(o for o in options if o != "pretrained")] * 2
-        elif group == "logger":
-            allowed = ["none"] * 30 + ["tensorboard"]
-        if group in ("data", "model") or rng.random() < 0.4:
-            chosen[group] = rng.choice(allowed)
-    return chosen
-
-
-def arguments(rng: random.Random, space: Space, corpus: Path) -> list[str]:
-    """One command line."""
-    chosen = choose(rng, space)
+def draw_arguments(rng: random.Random, options: Options, corpus: Path) -> list[str]:
+    """One command line: an option of some groups, the small models only, and up to three of their keys changed."""
+    groups = [group for group in options if group in ("data", "model") or rng.random() < 0.4]
+    chosen = {group: rng.choice(OFTEN.get(group, list(options[group]))) for group in groups}
     given = [*BASE, *(f"{group}={option}" for group, option in chosen.items())]
     given += [f"model.config.{size}" for size in SIZES[chosen["model"]].split()]
-    given += {"stories": ["data.words=1500"], "text": [f"data.train={corpus}"], "hub": [f"data.name={corpus.parent}"]}[
-        chosen["data"]
-    ]
-    known = [leaf for group, option in chosen.items() for leaf in space.keys[group, option]]
-    known += [*space.keys["trainer", "default"], ("seed", 0), ("study", "runs"), ("resume", None)]
+    needs = {"stories": "data.words=1500", "text": f"data.train={corpus}", "hub": f"data.name={corpus.parent}"}
+    given.append(needs[chosen["data"]])
+    known = [leaf for group, option in chosen.items() for leaf in options[group][option]]
+    known += [*options["trainer"]["default"], ("seed", 0), ("study", "runs"), ("resume", None)]
     if chosen.get("tokenizer", "bpe") not in ("byte", "pretrained", "character"):
         given.append(f"tokenizer.vocab_size={500 if chosen.get('tokenizer') == 'wordpiece' else 300}")
     for key, default in rng.sample(known, rng.choice([0, 0, 1, 1, 1, 2, 3])):
-        wanted = value(rng, default)
-        if key in SKIPPED or (key in WORK and len(wanted) in (4, 7)):
-            continue
-        sign = rng.choice([""] * 17 + ["+", "++", "~"])
-        given.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={wanted}")
+        wanted, sign = draw_value(rng, default), rng.choice([""] * 17 + ["+", "++", "~"])
+        if key not in SKIPPED and not (key in WORK and len(wanted) in (4, 7)):
+            given.append(f"~{key}" if sign == "~" else f"{sign}{key}={wanted}")
     if rng.random() < 0.05:  # a slip of the hand
         place = rng.randrange(len(given))
         text = list(given[place])
@@ -147,51 +109,39 @@ def arguments(rng: random.Random, space: Space, corpus: Path) -> list[str]:
     return given
 
 
-def wrong(child: Child, folder: Path) -> str | None:
+def find_fault(child: Child, out: Path) -> str | None:
     """What is wrong with how a command ended, or None."""
     try:
         code = child.wait(SECONDS)
     except TimeoutError:
         return f"hangs: {SECONDS} s"
-    err, out = child.err, folder / "out"
-    if "Traceback" in err or code not in (0, 2, 3, 5):
-        return f"exit {code}: {err[-1500:]}"
+    if "Traceback" in child.err or code not in (0, 2, 3, 5):
+        return f"exit {code}: {child.err[-1500:]}"
     if code == 0:
         return None if (out / "result.json").exists() or not out.exists() else "exit 0 without a result"
-    lines = [line for line in err.splitlines() if line.startswith("error: ") and len(line) > 15]
+    lines = [line for line in child.err.splitlines() if line.startswith("error: ") and len(line) > 15]
     if len(lines) != 1:
-        return f"exit {code}, but {len(lines)} lines name an error: {err[-500:]}"
-    if code == 2 and out.exists():
-        return f"refused ({lines[0]}), but left {sorted(os.listdir(out))}"
-    return None
+        return f"exit {code}, but {len(lines)} lines name an error: {child.err[-500:]}"
+    return f"refused ({lines[0]}), but left {sorted(os.listdir(out))}" if code == 2 and out.exists() else None
 
 
-def attempt(number: int, given: list[str], root: Path) -> tuple[Child, str | None]:
-    folder = root / f"{number}"
-    folder.mkdir()
-    child = command([*given, f"data.cache_dir={root}/cache"], folder, root / f"{number}-said")
-    fault = wrong(child, folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return child, fault
-
-
-def campaign(count: int, seed: int, root: Path, every: int = 50) -> tuple[Counter[int], list[tuple[list[str], str]]]:
-    """`count` command lines from `seed`: how often each exit code came, and (arguments, fault) of what was wrong."""
-    space, rng = Space.read(), random.Random(seed)
+def run_campaign(count: int, seed: int, root: Path) -> tuple[Counter[int], int]:
+    """Runs `count` command lines drawn from `seed`: how often each exit code came, and how many faults were printed."""
+    options, rng, codes, faults = read_options(), random.Random(seed), Counter[int](), 0
     corpus = root / "corpus/text.txt"
     corpus.parent.mkdir(parents=True)
     corpus.write_text("".join(f"राम {i} घर गया और सीता वन गई ।\n" for i in range(300)), encoding="utf8")
-    codes: Counter[int] = Counter()
-    faults = []
-    for number in range(count):
-        given = arguments(rng, space, corpus)
-        child, fault = attempt(number, given, root)
-        codes[getattr(child, "code", -1)] += 1
-        if fault:
-            faults.append((given, fault))
+    for number in range(1, count + 1):
+        given, folder = draw_arguments(rng, options, corpus), root / f"{number}"
+        folder.mkdir()
+        child = command([*given, f"data.cache_dir={root}/cache"], folder, root / f"{number}-said")
+        if fault := find_fault(child, folder / "out"):
+            faults += 1
             print(f"FAULT {' '.join(map(repr, given))}\n{fault}", flush=True)
-        if every and number % every == every - 1:
-            print(f"{number + 1}: exit codes {dict(codes)}, {len(faults)} faults", flush=True)
+        codes[child.code] += 1
+        shutil.rmtree(folder, ignore_errors=True)
+        if number % 50 == 0:
+            print(f"{number}: exit codes {dict(codes)}, {faults} faults", flush=True)
     return codes, faults
 
 
@@ -203,14 +153,12 @@ def main() -> None:
     options = parser.parse_args()
     import_all()
     resource.setrlimit(resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + MEMORY,) * 2)
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
-    began = time.monotonic()
-    codes, faults = campaign(options.count, options.seed, root)
-    shutil.rmtree(root)
+    memory, began = Path("/dev/shm"), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as root:
+        codes, faults = run_campaign(options.count, options.seed, Path(root))
     line = (
         f"{options.count} configurations (seed {options.seed}): {codes[0]} trained, {codes[2]} refused, {codes[3]} "
-        f"diverged, {codes[5]} did not fit; {len(faults)} faults; {time.monotonic() - began:.0f} s"
+        f"diverged, {codes[5]} did not fit; {faults} faults; {time.monotonic() - began:.0f} s"
     )
     print(line)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 from forked import SMALL as FORKED
 from forked import command
 
 from babylm_train import cli
+from babylm_train.command import read_command_line
 from babylm_train.config import Composer, check_command_line
 
 ROOT = Path(__file__).parents[2]
@@ -29,25 +29,18 @@ VALUES = {  # as typed: as read; a list of values is a sweep
     "paths/corpus (1).txt": "paths/corpus (1).txt",
     "paths/epoch=9-step=87.txt": "paths/epoch=9-step=87.txt",
     "brackets [v2]/*.txt": "brackets [v2]/*.txt",
-    "[v2]/x.txt": "[v2]/x.txt",
     "[v2]": ["v2"],
     "[a (1).txt,b.txt]": ["a (1).txt", "b.txt"],
-    "हिन्दी.txt": "हिन्दी.txt",
     "हिन्दी पाठ/क (1).txt": "हिन्दी पाठ/क (1).txt",
     "[हिन्दी.txt, मराठी.txt]": ["हिन्दी.txt", "मराठी.txt"],
     "'हिन्दी, मराठी.txt'": "हिन्दी, मराठी.txt",
     '"a,b.txt"': "a,b.txt",
     "it's/x.txt": "it's/x.txt",
     'say "x".txt': 'say "x".txt',
-    "{a}/x.txt": "{a}/x.txt",
-    "a;b&c|d#e!f<g>.txt": "a;b&c|d#e!f<g>.txt",
+    "a;b&c|d#e!f<g>@h+i:j%.txt": "a;b&c|d#e!f<g>@h+i:j%.txt",
     "~/x.txt": "~/x.txt",
     "back\\slash.txt": "back\\slash.txt",
-    "100%.txt": "100%.txt",
-    "a:b@c+d.txt": "a:b@c+d.txt",
-    "x (": "x (",
     "[x": "[x",
-    "'x": "'x",
     "": "",
     "null": None,
     "1e-3": 0.001,
@@ -55,10 +48,7 @@ VALUES = {  # as typed: as read; a list of values is a sweep
     "${oc.env:HOME}/हिन्दी.txt": "${oc.env:HOME}/हिन्दी.txt",
 }
 SWEEPS = {
-    "a.txt,b.txt": ["a.txt", "b.txt"],
-    "हिन्दी.txt,मराठी.txt": ["हिन्दी.txt", "मराठी.txt"],
     "choice(हिन्दी.txt,मराठी.txt)": ["हिन्दी.txt", "मराठी.txt"],
-    "choice(a,b)": ["a", "b"],
     "'हिन्दी.txt','मराठी.txt'": ["हिन्दी.txt", "मराठी.txt"],
     '"a,b",c': ["a,b", "c"],
     "[हिन्दी.txt],[मराठी.txt,x]": [["हिन्दी.txt"], ["मराठी.txt", "x"]],
@@ -96,9 +86,8 @@ def test_folders_of_any_name(tmp_path, monkeypatch):
 
 
 def test_flags_stand_anywhere():
-    flags, words = cli.read_flags(["a=1", "-m", "--config-name=x", "b=2", "-cd", "folder"])
-    assert flags == {"--multirun": "", "--config-name": "x", "--config-dir": "folder"}
-    assert words == ["a=1", "b=2"]
+    line = read_command_line(["a=1", "--config-name=x", "b=2", "-cd", "folder"], overrides=True)
+    assert (line.config_name, line.config_dir, line.overrides) == ("x", "folder", ["a=1", "b=2"])
 
 
 def test_a_run_from_nothing_and_again(run, tmp_path):
@@ -150,14 +139,6 @@ def test_a_run_keeps_its_name_in_whatever_words_it_is_asked_for(run, tmp_path):
     assert "finished already" in run("seed=1", "scheduler=linear", "optimizer=sgd", *SMALL, "study=s")[1]
     (folder,) = (p for p in (tmp_path / "multirun_outputs/s").iterdir() if p.is_dir())
     assert "seed=1" in yaml.safe_load((folder / "overrides.yaml").read_text())
-
-
-def test_a_second_run_in_one_directory_is_refused(run, tmp_path):
-    (tmp_path / "a").mkdir()
-    with FileLock(tmp_path / "a/.lock"):
-        code, _, err = run(*SMALL, "hydra.run.dir=a")
-    assert code == 2
-    assert "a is in use by another run" in err
 
 
 def wait_for(child, path: Path, lines: int) -> None:

@@ -8,11 +8,10 @@ from forked import SMALL
 from babylm_train.build import build_parts, rehearse
 from babylm_train.config import CONF, check_command_line
 
-GROUPS = {path.parent.relative_to(CONF).as_posix(): [] for path in sorted(CONF.rglob("*.yaml"))}
-for path in sorted(CONF.rglob("*.yaml")):
-    GROUPS[path.parent.relative_to(CONF).as_posix()].append(path.stem)
 OPTIONS = [
-    f"{group}={name}" for group, names in GROUPS.items() for name in names if group != "." and "hydra" not in group
+    f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
+    for path in sorted(CONF.rglob("*/*.yaml"))
+    if "hydra" not in path.relative_to(CONF).parts
 ]
 NEEDS = {  # what an option cannot do without
     "data=text": ["data.train=corpus.txt"],
