@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from babylm_train import config as checks
-from babylm_train.errors import InputError, OutOfMemory, arguments, explain_invalid
+from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,10 +179,8 @@ def rehearse(parts: Parts) -> None:
         if type(model).__name__ not in BOTH_WAYS:
             raise InputError(f"objective: {name} works with {', '.join(BOTH_WAYS)}")
     if objective.encoder != is_encoder(model):
-        wanted = ("a decoder", "an encoder")
-        raise InputError(
-            f"objective: {name} needs {wanted[objective.encoder]}, model is {wanted[not objective.encoder]}"
-        )
+        needs, has = ("an encoder", "a decoder") if objective.encoder else ("a decoder", "an encoder")
+        raise InputError(f"objective: {name} needs {needs}, model is {has}")
     with name_errors("optimizer", parts.optimizer):
         groups = group_parameters(model, 0.0, parts.trainer.no_decay)
         small = [torch.nn.Parameter(torch.zeros((2,) * p.dim())) for group in groups for p in group["params"]]
@@ -329,17 +327,11 @@ def _curriculum(parts: Parts, corpus: Corpus, train: TokenizedSplit) -> Curricul
 
 def _fresh_model(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The model with freshly drawn weights, on its device."""
-    from babylm_train.errors import is_memory_error
-
     device = find_device(parts.trainer)
-    try:
-        model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length).to(device)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model: {checks.first_line(error)}") from error
-    except RuntimeError as error:
-        if not is_memory_error(error):
-            raise
-        raise OutOfMemory(f"the model does not fit into memory ({checks.first_line(error)})") from error
+    with name_errors("model", parts.model), memory_errors("the model does not fit"):
+        model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length)
+    with memory_errors("the model does not fit"):
+        model = model.to(device)
     if parts.trainer.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
         (enable or model.gradient_checkpointing_enable)()

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import __version__
 from babylm_train import config as checks
+from babylm_train.command import read_command_line
 from babylm_train.errors import (
     SIGNALS,
     InputError,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from babylm_train.run import Request
 
 MULTIRUN = ("--multirun", "-m")
-FOLDER, NAME = ("--config-dir", "-cd"), ("--config-name", "-cn")
 PAGES = (
     "--help",
     "-h",
@@ -97,11 +97,11 @@ def _start(arguments: list[str]) -> None:
     from babylm_train.build import build_parts, name_errors, rehearse
     from babylm_train.checkpoint import find_checkpoint
 
-    flags, typed = read_flags(arguments)
-    with checks.Composer(flags.get("--config-name", "config"), flags.get("--config-dir")) as composer:
-        overrides = composer.read_overrides(typed)
+    line = read_command_line([a for a in arguments if a not in MULTIRUN], overrides=True)
+    with checks.Composer(line.config_name, line.config_dir) as composer:
+        overrides = composer.read_overrides(line.overrides)
         configs = composer.compose_each(overrides)
-        is_sweep = "--multirun" in flags or configs[0].hydra.mode == RunMode.MULTIRUN
+        is_sweep = not set(MULTIRUN).isdisjoint(arguments) or configs[0].hydra.mode == RunMode.MULTIRUN
         _check_mode(overrides, is_sweep)
         with name_errors("hydra.job_logging"):
             configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
@@ -124,31 +124,6 @@ def _start(arguments: list[str]) -> None:
             for path in missing:
                 with contextlib.suppress(OSError):
                     path.rmdir()
-
-
-def read_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The flags with their values, and the other words; flags may stand anywhere.
-
-    Raises:
-        InputError: an unknown flag, with the key that was meant.
-    """
-    flags: dict[str, str] = {}
-    words: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        flag, equals, value = argument.partition("=")
-        if flag in MULTIRUN:
-            flags["--multirun"] = ""
-        elif flag in FOLDER + NAME:
-            flags["--config-dir" if flag in FOLDER else "--config-name"] = value if equals else next(left, "")
-        elif flag.startswith("-"):
-            key = argument.lstrip("-")
-            config, *_ = checks.check_command_line([])
-            hint = checks.suggest(key.partition("=")[0], checks.essential(checks.plain(config)))
-            raise InputError(f"{argument}: no such flag; keys have no dashes: {key}{hint}")
-        else:
-            words.append(argument)
-    return flags, words
 
 
 def _check_mode(overrides: list[Override], is_sweep: bool) -> None:
@@ -184,19 +159,14 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
             launch(left)
     else:
         launch([])
-    _report(directory)
-    if StudyLauncher.exit_codes:
-        sys.exit(StudyLauncher.exit_codes[0])
-
-
-def _report(directory: Path) -> None:
-    """Writes the report of a sweep that ended, failed jobs or not; its own failure is said and hides nothing."""
     from babylm_train.study.report import write_report
 
     try:
         print(f"report: {write_report(directory)}")
-    except RunError as error:
+    except RunError as error:  # it hides nothing
         print(f"warning: no report: {one_line(error)}", file=sys.stderr)
+    if StudyLauncher.exit_codes:
+        sys.exit(StudyLauncher.exit_codes[0])
 
 
 def _run_task(config: DictConfig, parts: Parts | None = None) -> float:
@@ -226,8 +196,7 @@ def run_job(config: DictConfig, directory: Path, parts: Parts | None = None) -> 
     from babylm_train.run import lock_run, show_result, train_to_end
 
     with lock_run(directory), watch_signals() as preemption:
-        _refuse_other(config, directory)
-        done = finished(directory, checks.config_hash(config))
+        done = finished(config, directory)
         if done is not None:
             print(f"{directory}: finished already (validation loss {done:.4f}); delete it to run again")
             return done
@@ -244,31 +213,23 @@ def _request(config: DictConfig) -> Request:
     return Request(checks.saved_config(config), [str(override) for override in typed])  # variables stay unread
 
 
-def finished(directory: Path, config_hash: str) -> float | None:
-    """The validation loss of a run that ended as planned with this very configuration. Raises InputError: damaged."""
+def finished(config: DictConfig, directory: Path) -> float | None:
+    """The validation loss of a run of `config` that ended as planned in `directory`; None: it is to run, or to go on.
+
+    Raises:
+        InputError: the directory holds a run of another configuration, or a damaged record; names what differs.
+    """
+    from babylm_train.checkpoint import refuse_other
     from babylm_train.study.jobs import Outcome
 
-    path = directory / "result.json"
-    if not path.exists():
+    if (path := directory / "config.yaml").exists():
+        there = checks.plain(checks.load_config(path))
+        refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))
+    if not (path := directory / "result.json").exists():
         return None
     outcome: Outcome = read(path, Outcome)
-    if (outcome.status, outcome.config_hash) != ("finished", config_hash):
+    if (outcome.status, outcome.config_hash) != ("finished", checks.config_hash(config)):
         return None
     if not math.isfinite(outcome.val_loss):
         raise InputError(f"{path} is damaged: val_loss is {outcome.val_loss}")
     return outcome.val_loss
-
-
-def _refuse_other(config: DictConfig, directory: Path) -> None:
-    """A directory belongs to one configuration.
-
-    Raises:
-        InputError: it holds a run of another one; names what differs.
-    """
-    from babylm_train.checkpoint import refuse_other
-
-    path = directory / "config.yaml"
-    if not path.exists():
-        return
-    there = checks.plain(checks.load_config(path))
-    refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))

@@ -26,8 +26,13 @@ class CommandLine:
     config_dir: str | None = None
 
 
+@dataclass
+class NoOptions:
+    """Of a command that has no options of its own."""
+
+
 def read_command_line(
-    arguments: Sequence[str], options: type, *, places: str = "", overrides: bool = False
+    arguments: Sequence[str], options: type = NoOptions, *, places: str = "", overrides: bool = False
 ) -> CommandLine:
     """Takes the arguments of a command apart.
 
@@ -50,7 +55,9 @@ def read_command_line(
         if overrides and key in FLAGS:
             flags[FLAGS[key]] = value if equals else next(left, "")
         elif argument.startswith("-"):
-            raise InputError(f"{key}: no such flag; keys are given as {key.lstrip('-') or 'key'}=value")
+            name = key.lstrip("-")
+            hint = _nearest_key(name) if overrides else nearest(name, known)
+            raise InputError(f"{key}: no such flag; keys have no dashes: {name}=value{hint}")
         elif equals and key in known:
             own[key] = value
         elif overrides:
@@ -66,6 +73,12 @@ def read_command_line(
     except ValidationError as error:
         raise InputError(explain_invalid(error)) from error
     return CommandLine(words, made, rest, **flags)
+
+
+def _nearest_key(name: str) -> str:
+    from babylm_train.config import check_command_line, essential, plain, suggest
+
+    return suggest(name, essential(plain(check_command_line([])[0])))
 
 
 def start(

@@ -333,10 +333,12 @@ def find_target(target: str, key: str) -> Any:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain types, resolved, without Hydra's own node."""
-    values = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]), resolve=True
-    )
-    return {str(k): v for k, v in values.items()}  # type: ignore[union-attr]
+    values: Any = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    return {str(key): value for key, value in values.items()}
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def public(config: DictConfig) -> dict[str, Any]:
@@ -353,7 +355,7 @@ def public(config: DictConfig) -> dict[str, Any]:
 
 def saved_config(config: DictConfig) -> str:
     """The configuration as YAML; interpolations stay unresolved, so no environment value is written."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"]))
+    return OmegaConf.to_yaml(_without_hydra(config))
 
 
 def load_config(path: Path) -> DictConfig:
@@ -368,8 +370,7 @@ def load_config(path: Path) -> DictConfig:
 
 def essential(values: dict[str, Any]) -> dict[str, Any]:
     """What determines the result: the configuration as `key.key: value`, without the keys that change nothing."""
-    leaves = dict(_leaves({k: v for k, v in values.items() if k not in FREE}))
-    return {k: v for k, v in leaves.items() if k not in FREE_LEAVES}
+    return {key: v for key, v in _leaves(values) if key.partition(".")[0] not in FREE and key not in FREE_LEAVES}
 
 
 def config_hash(config: DictConfig) -> str:

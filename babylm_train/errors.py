@@ -91,14 +91,14 @@ def show_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     left = [isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() for name in names]
-    lines = (
-        "  ".join(
+    padded = (
+        [
             cell.ljust(width) if is_left else cell.rjust(width)
             for cell, width, is_left in zip(line, widths, left, strict=True)
-        )
+        ]
         for line in cells
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def fail(error: RunError) -> NoReturn:
@@ -115,18 +115,15 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_errors(rows: int, length: int) -> Iterator[None]:
-    """Says what to do where micro-batches of `rows` x `length` do not fit. Raises OutOfMemory."""
+def memory_errors(what: str, remedy: str = "") -> Iterator[None]:
+    """Raises OutOfMemory where memory is full: `what` that means, and a `remedy`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
-        detail = next(line for line in str(error).splitlines() if line.strip())
-        raise OutOfMemory(
-            f"out of memory with micro-batches of {rows} rows x {length} tokens ({detail}); halve trainer.batch_size "
-            "and double trainer.gradient_accumulation_steps for the same updates"
-        ) from error
+        detail = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise OutOfMemory(f"out of memory: {what} ({detail}){remedy}") from error
 
 
 def explain_invalid(error: ValidationError, at: str = "") -> str:

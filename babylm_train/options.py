@@ -35,7 +35,7 @@ class TrainerOptions:
     """
 
     epochs: Count
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=2**20)]
     max_steps: Count | None = None
     gradient_accumulation_steps: Count = 1
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0

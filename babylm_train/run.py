@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from babylm_train.trainer import Trainer
 
 LOCK = ".lock"
+HALVE = "; halve trainer.batch_size and double trainer.gradient_accumulation_steps for the same updates"
 
 
 @contextlib.contextmanager
@@ -129,7 +130,8 @@ def train_to_end(
         arm=request.arm,
     )
     try:
-        with memory_errors(trainer.options.batch_size, trainer.max_length):
+        rows = f"micro-batches of {trainer.options.batch_size} rows x {trainer.max_length} tokens do not fit"
+        with memory_errors(rows, HALVE):
             preemption.training = True
             trainer.train()
             preemption.training = False
@@ -196,8 +198,10 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
 
 def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
+    from babylm_train.babylm.milestones import revisions
     from babylm_train.evaluation.loss import sample
     from babylm_train.evaluation.pairs import score_pairs, texts_cut
+    from babylm_train.model.export import write_model
 
     trainer, model = run.trainer, run.trainer.model
     exported = asdict(trainer.state)
@@ -206,8 +210,9 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
         model.load_state_dict(best["model"])
         exported = best["state"]
     final = trainer.evaluate()
-    export(run, directory / "model")
     objective = trainer.objective
+    like = [path for path, _ in revisions(directory / "milestones")]
+    write_model(model, run.tokenizer, directory / "model", objective.backends, like=like)
     samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.seed)
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
     values |= {"exported_update": exported["updates"], "exported_words": exported["words"]}
@@ -217,15 +222,6 @@ def finish(run: Run, directory: Path) -> dict[str, Any]:
         values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=backend)
         values["texts_cut"] = texts_cut(run.tokenizer, run.corpus.pairs, backend)
     return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
-
-
-def export(run: Run, folder: Path) -> None:
-    """Writes weights (safetensors) and tokenizer to `folder`, aside and renamed."""
-    from babylm_train.babylm.milestones import revisions
-    from babylm_train.model.export import write_model
-
-    like = [path for path, _ in revisions(folder.parent / "milestones")]
-    write_model(run.trainer.model, run.tokenizer, folder, run.trainer.objective.backends, like=like)
 
 
 def summarise_run(run: Run) -> dict[str, Any]:
@@ -257,9 +253,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
         "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "commit": _commit(),
         "versions": {
             "babylm_train": __version__,
@@ -285,8 +279,8 @@ def show_result(result: dict[str, Any]) -> str:
 
     figures = ("perplexity", "bits_per_byte", "word_perplexity")
     names = ("val_loss", *figures, *(f"pseudo_{name}" for name in figures), "updates", "tokens", "words", "seconds")
-    names = tuple(name for name in names if name in result)
-    lines = [f"  {name:<24}{_show(result[name])}" for name in names]
+    values = {name: result[name] for name in names if name in result}
+    lines = [f"  {name:<24}{value:{',' if isinstance(value, int) else ',.4f'}}" for name, value in values.items()]
     lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
     if cut := result.get("texts_cut"):
         lines.append(f"  {'cut':<24}{cut:,} texts of pairs, longer than data.max_length")
@@ -294,15 +288,16 @@ def show_result(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 
 
-def _show(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-
-
 def record_failure(directory: Path, outcome: Outcome, request: Request, config_hash: str) -> None:
     """result.json of a run that failed, unless another process has taken its directory over."""
-    values = {"status": outcome.status, "cause": outcome.cause, "exit_code": outcome.exit_code}
-    values["config_hash"] = config_hash
+    values = {
+        "status": outcome.status,
+        "cause": outcome.cause,
+        "exit_code": outcome.exit_code,
+        "config_hash": config_hash,
+    }
+    values |= {"traceback": outcome.traceback} if outcome.traceback else {}
     with contextlib.suppress(InUse, StorageError), lock_run(directory):  # the disk may be what failed
         if not (directory / "config.yaml").exists():  # it failed before it had begun
             request.write(directory)
-        write_json(directory / "result.json", values | ({"traceback": outcome.traceback} if outcome.traceback else {}))
+        write_json(directory / "result.json", values)

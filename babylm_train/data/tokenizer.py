@@ -30,6 +30,7 @@ FORMAT = 2  # raise it when training changes: cached tokenizers are then trained
 SPECIAL = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "bos", "eos", "mask", "sep", "cls")}
 SPECIALS, BYTES = list(SPECIAL.values()), sorted(pre_tokenizers.ByteLevel.alphabet())
 SMALLEST = len(SPECIALS) + len(BYTES)
+LARGEST = 2**24  # the trainers reserve memory for as many at once, and abort the process where they cannot
 
 # A word with the space before it. Digits and punctuation stand alone.
 WORD = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
@@ -60,7 +61,7 @@ class _Trained:
         min_frequency: a pair seen less often is not merged; a sign or a cluster seen less often is left out.
     """
 
-    vocab_size: Annotated[int, Field(ge=SMALLEST)]
+    vocab_size: Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
     min_frequency: Annotated[int, Field(ge=1)]
 
 
@@ -83,7 +84,7 @@ class Unigram:
         vocab_size: at most so many tokens, the 7 special tokens and the 256 bytes included.
     """
 
-    vocab_size: Annotated[int, Field(gt=SMALLEST)]
+    vocab_size: Annotated[int, Field(gt=SMALLEST, le=LARGEST)]
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         tokenizer = Tokenizer(models.Unigram())
@@ -127,7 +128,7 @@ class WordPiece(_Trained):
     The vocabulary holds the alphabet, not the 256 bytes.
     """
 
-    vocab_size: Annotated[int, Field(ge=SMALLEST_WORDPIECE)]
+    vocab_size: Annotated[int, Field(ge=SMALLEST_WORDPIECE, le=LARGEST)]
 
     def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         texts = list(texts)
