@@ -105,11 +105,11 @@ def train_to_end(
         RunError: as its kind says; the checkpoints stay.
     """
     from babylm_train.model.build import count_parameters
-    from babylm_train.tools.plan import plan_of
+    from babylm_train.tools.plan import plan_run
 
     trainer, state = run.trainer, run.trainer.state
     start = find_start(trainer, directory, resume)
-    plan = plan_of(run)
+    plan = plan_run(run)
     trainer.checkpoints.check(12 * count_parameters(trainer.model), trainer.curriculum.total_updates)
     request.write(directory)
     with storage_errors(directory):
@@ -231,7 +231,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
 
     from babylm_train.babylm.milestones import revisions
     from babylm_train.model.build import count_parameters
-    from babylm_train.tools.plan import exposure_so_far
+    from babylm_train.tools.plan import count_exposures
 
     trainer, state = run.trainer, run.trainer.state
     device = trainer.device
@@ -249,7 +249,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         "parameters": count_parameters(trainer.model),
         "track": run.config["track"]["name"],
         "milestones": {path.name: r.words for path, r in revisions(trainer.directory / "milestones")},
-        "exposures": asdict(exposure_so_far(trainer.curriculum, state.updates)),
+        "exposures": asdict(count_exposures(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
         "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,

@@ -63,9 +63,7 @@ class Outcome:
 class Job:
     """One run of a study. name: as it is shown; number: its place in the sweep. work: what its process does.
 
-    record: writes its failure down.
-
-    timeout: seconds it may take; then it is asked to save and stop, and some time later killed.
+    record: writes its failure down. timeout: seconds it may take; then it is asked to save, and killed after a while.
     """
 
     name: str
@@ -117,11 +115,7 @@ class JobRunner:
     """
 
     def __init__(
-        self,
-        places: list[dict[str, str]],
-        tell: Callable[[Job, Outcome], object],
-        since: int,
-        grace: float = GRACE,
+        self, places: list[dict[str, str]], tell: Callable[[Job, Outcome], object], since: int, grace: float = GRACE
     ) -> None:
         self.places, self.tell, self.since, self.grace = places, tell, since, grace
         self.running: dict[int, _Running] = {}

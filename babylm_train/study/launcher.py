@@ -27,16 +27,8 @@ from babylm_train.errors import SIGNALS, InputError, Interrupted, InUse, Preempt
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
 
 # What submitit calls the same for every cluster.
-COMMON = (
-    "stderr_to_stdout",
-    "name",
-    "timeout_min",
-    "cpus_per_task",
-    "gpus_per_node",
-    "tasks_per_node",
-    "mem_gb",
-    "nodes",
-)
+COMMON = ("stderr_to_stdout", "name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node")
+COMMON += ("mem_gb",)
 QUEUE_GRACE = 100.0  # seconds a job in a queue has to save its state; SLURM's signal leaves 120
 
 
@@ -102,7 +94,6 @@ class StudyLauncher(Launcher):
         directory = find_run_directory(directory, digest)
         with open_dict(config):
             config.hydra.sweep.subdir = str(directory.relative_to(study))
-
         work, record = partial(run_under_hydra, config, self.hydra_context), partial(write_failure, config)
         timeout = math.inf if config.job_timeout is None else config.job_timeout
         return Job(" ".join(varying) or "defaults", number, directory, digest, work, record, timeout)
@@ -218,15 +209,16 @@ class SubmititLauncher(StudyLauncher):
         left, tasks = list(jobs), dict[Any, Job]()
         with handle_signals(_leave, (*SIGNALS, signal.SIGINT)):
             while left or tasks:
-                ended = {id(job): outcome for job in left if (outcome := job.outcome(self.since))}
-                ready = [job for job in left if id(job) not in ended and not job.is_locked()]
+                busy, ready = list[Job](), list[Job]()
+                for job in left:
+                    if (outcome := job.outcome(self.since)) is not None:
+                        tell(job, outcome)
+                    else:
+                        (busy if job.is_locked() else ready).append(job)
                 if ready:  # one array of SLURM's
                     submitted = executor.map_array(run_in_queue, ready, [self.since] * len(ready))
                     tasks |= dict(zip(submitted, ready, strict=True))
-                for job in left:
-                    if id(job) in ended:
-                        tell(job, ended[id(job)])
-                left = [job for job in left if id(job) not in ended and job not in ready]
+                left = busy
                 for task in [task for task in tasks if task.done()]:
                     tell(tasks[task], self._outcome(task, tasks[task]))
                     del tasks[task]

@@ -142,11 +142,8 @@ def compare_all(variants: Sequence[Variant], baselines: Sequence[Variant]) -> li
     """Each variant with the baseline of its group; the baselines of other groups with the first, which is refused."""
     found = []
     for variant in variants:
-        if variant in baselines:
-            others = [] if variant is baselines[0] or not baselines[0].by_seed else [compare(variant, baselines[0])]
-        else:
-            others = [compare(variant, baseline) for baseline in baselines if baseline.by_seed]
-        if others:
+        against = baselines[:1] if variant in baselines else baselines
+        if others := [compare(variant, other) for other in against if other.by_seed and other is not variant]:
             found.append(min(others, key=lambda c: (bool(c.refused), not c.seeds)))
     return found
 
@@ -183,8 +180,7 @@ def give_verdicts(comparisons: Sequence[Comparison], variants: Sequence[Variant]
         if c.refused:
             said.append(("not ranked", name, f"{name} is not ranked against {other}: {'; '.join(c.refused)}."))
         elif not c.seeds:
-            text = f"{name} is not compared with {other}: they finished no seed in common."
-            said.append(("no data", name, text))
+            said.append(("no data", name, f"{name} is not compared with {other}: they finished no seed in common."))
     return said
 
 
@@ -241,8 +237,7 @@ def give_warnings(variants: Sequence[Variant], comparisons: Sequence[Comparison]
     found = []
     if any(len({run.facts["corpus"] for run in v.by_seed.values()}) > 1 for v in variants):
         found.append(
-            "The corpus and its evaluation text differ between seeds (set data.seed to fix them): spreads "
-            "over seeds include that of the text. Differences are within a seed, so over one text."
+            "Corpus and evaluation text differ between seeds (data.seed fixes them): spreads include the text's."
         )
     if max((len(v.by_seed) for v in variants), default=0) == 1:
         found.append("Every variant has one finished seed: no intervals and no tests, any difference may be chance.")
@@ -256,13 +251,11 @@ def give_warnings(variants: Sequence[Variant], comparisons: Sequence[Comparison]
             found.append(f"{v.name}: several runs have one seed; of those that finished the last by name counts.")
     for c in comparisons:
         if not c.refused and c.seeds and abs(c.words - 1) >= 0.0005:
-            found.append(
-                f"{c.variant.name} saw {c.words - 1:+.1%} words against {c.baseline.name}, within the tolerance."
-            )
+            more = f"{c.words - 1:+.1%} words against {c.baseline.name}"
+            found.append(f"{c.variant.name} saw {more}, within the tolerance.")
     if len({json.dumps(run.machine) for v in variants for run in v.by_seed.values()}) > 1:
         found.append(
-            "The runs were on different devices, software or commits (below): their speeds do not compare, and their "
-            "losses may differ for that reason too."
+            "Devices, software or commits differ (below): speeds do not compare, losses may differ for it too."
         )
     return found
 
@@ -297,7 +290,7 @@ def show_summary(values: Sequence[float]) -> str:
         return "–"
     if math.isnan(found.mean):
         return "not finite"
-    if math.isnan(found.sd) or not found.sd:
+    if not found.sd > 0:
         return show(found.mean)
     mean, sd, low, high = (show(value, found.mean) for value in (found.mean, found.sd, found.low, found.high))
     return f"{mean} ± {sd}" + (f"\n{low} to {high}" if math.isfinite(found.low) else "")

@@ -8,9 +8,10 @@ Writes lr_finder.png and lr_finder.csv, by default to multirun_outputs/lr_finder
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from babylm_train.command import CommandLine, start
 from babylm_train.errors import DivergedError, InputError
-from babylm_train.state import Batch, RunState
+from babylm_train.state import RunState
 from babylm_train.tools import compose_one
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def find_lr(trainer: Trainer, options: Options) -> LRFinding:
     """
     from torch.optim.lr_scheduler import LambdaLR
 
+    from babylm_train.data.packing import PackedRows
     from babylm_train.logger import NoLogger
 
     groups, rates = trainer.optimizer.param_groups, options.rates
@@ -118,25 +120,16 @@ def find_lr(trainer: Trainer, options: Options) -> LRFinding:
     trainer.scheduler = LambdaLR(trainer.optimizer, lambda update: rates[min(update, len(rates) - 1)])
     trainer.logger = NoLogger()
     trainer.model.train()
-    batches = _batches(trainer)
+    part, rows_at_once = trainer.curriculum.prepare_epoch(0), trainer.options.batch_size
+    rows, indices = PackedRows(trainer.train_split, part, trainer.max_length), itertools.cycle(range(part.updates))
     with tqdm(desc="LR range test", total=len(rates), unit="update", disable=None) as trainer.bar:
 
         def update() -> float:
             trainer.state = RunState()
-            return trainer.make_update(next(batches))[0]
+            batches = rows.micro_batches(next(indices), rows_at_once, trainer.options.gradient_accumulation_steps)
+            return trainer.make_update(batches)[0]
 
         return range_test(update, rates, options.smoothing)
-
-
-def _batches(trainer: Trainer) -> Iterator[list[Batch]]:
-    """The micro-batches of each update of the first epoch, in the run's order, and round again."""
-    from babylm_train.data.packing import PackedRows
-
-    part, options = trainer.curriculum.prepare_epoch(0), trainer.options
-    rows = PackedRows(trainer.train_split, part, trainer.max_length)
-    while True:
-        for index in range(part.updates):
-            yield rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
 
 
 def range_test(update: Callable[[], float], rates: Sequence[float], smoothing: float) -> LRFinding:

@@ -126,15 +126,13 @@ def make_plan(
     rates: Sequence[float],
     word_starts: np.ndarray,
     size: Size | None = None,
-    word_budget: int | None = None,
 ) -> Plan:
     """The plan of a run that has not begun; changes nothing that it is given.
 
     Args:
-        curriculum: a manager whose `begin` was called. rates: after 0, 1 ... updates, as `learning_rates` gives them.
+        curriculum: a manager whose `begin` was called. rates: after 0, 1 ... updates, as `list_rates` gives them.
         word_starts: words that begin in each token of the training split, shape (targets of all documents,).
         size: of the model; None leaves FLOPs and memory out.
-        word_budget: words that the run may see in all, repetitions counted; None: no limit.
     """
     run = copy.copy(curriculum)
     run.records = []
@@ -145,20 +143,19 @@ def make_plan(
     while len(parts) < run.epochs and updates < run.total_updates:
         part = run.prepare_epoch(len(parts))
         parts.append(part)
-        rows.append(
-            Row(
-                epoch=len(parts),
-                threshold=part.threshold,
-                documents=len(part.pool),
-                words=run.records[-1]["words"],
-                difficulty=run.records[-1]["difficulty"],
-                updates=part.updates,
-                learning_rate=rates[updates],
-                tokens=part.targets,
-                words_seen=count_words(part, curriculum.targets, curriculum.words, word_starts),
-                assumed=_is_assumed(curriculum, part),
-            )
+        row = Row(
+            epoch=len(parts),
+            threshold=part.threshold,
+            documents=len(part.pool),
+            words=run.records[-1]["words"],
+            difficulty=run.records[-1]["difficulty"],
+            updates=part.updates,
+            learning_rate=rates[updates],
+            tokens=part.targets,
+            words_seen=count_words(part, curriculum.targets, curriculum.words, word_starts),
+            assumed=_is_assumed(curriculum, part),
         )
+        rows.append(row)
         updates += part.updates
     plan = Plan(
         rows=rows,
@@ -171,7 +168,7 @@ def make_plan(
         final_lr=rates[updates],
         size=size,
     )
-    return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool, word_budget)))
+    return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool)))
 
 
 def _is_assumed(curriculum: CurriculumTrainingManager, part: EpochSlice) -> bool:
@@ -204,7 +201,7 @@ def count_words(part: EpochSlice, targets: np.ndarray, words: np.ndarray, word_s
     return before(min(part.start + part.targets + 1, int(begin[-1]))) - before(part.start + 1)
 
 
-def exposure_so_far(curriculum: CurriculumTrainingManager, updates: int) -> Exposure:
+def count_exposures(curriculum: CurriculumTrainingManager, updates: int) -> Exposure:
     """How often documents were begun in the first `updates` updates of a run, from its own records."""
     parts: list[EpochSlice] = []
     for part in map(curriculum.prepare_epoch, range(len(curriculum.records))):
@@ -221,14 +218,13 @@ def _exposure(curriculum: CurriculumTrainingManager, parts: Sequence[EpochSlice]
         seen += np.bincount(part.order[inside], minlength=len(seen))
     deciles: list[float | None] = [None] * 10
     if curriculum.strategy.ranks:
-        bounds = [tenth * len(seen) // 10 for tenth in range(11)]
-        tenths = [seen[curriculum.ranked[bounds[i] : bounds[i + 1]]] for i in range(10)]
+        tenths = [seen[curriculum.ranked[i * len(seen) // 10 : (i + 1) * len(seen) // 10]] for i in range(10)]
         deciles = [float(tenth.mean()) if len(tenth) else None for tenth in tenths]
     return Exposure(int(seen.max()), float(np.median(seen)), int(seen.min()), tuple(deciles), deciles[-1])
 
 
-def _warnings(plan: Plan, min_pool: int, word_budget: int | None) -> list[str]:
-    peak, last, most, budget = plan.peak_lr, plan.final_lr, plan.exposure.maximum, word_budget or 0
+def _warnings(plan: Plan, min_pool: int) -> list[str]:
+    peak, last, most = plan.peak_lr, plan.final_lr, plan.exposure.maximum
     unseen = ", ".join(str(i + 1) for i, mean in enumerate(plan.exposure.deciles) if mean == 0)
     smallest = min_pool > 1 and any(row.documents == min_pool for row in plan.rows)
     assumed = any(row.assumed for row in plan.rows)
@@ -236,14 +232,13 @@ def _warnings(plan: Plan, min_pool: int, word_budget: int | None) -> list[str]:
         (last > MAX_FINAL_LR * peak, f"the learning rate ends at {last:.3g}, its peak is {peak:.3g}"),
         (unseen, f"never seen: deciles {unseen} of the ranking (10: hardest)"),
         (most > MAX_EXPOSURES, f"a document is seen {most} times (more than {MAX_EXPOSURES})"),
-        (plan.words > budget > 0, f"{plan.words:,} words are seen, more than the budget of {budget:,}"),
         (smallest, f"the pool of an epoch is the smallest allowed, min_pool = {min_pool}"),
         (assumed, "thresholds marked * follow the validation loss: all is given as if no validation moved them"),
     ]
     return [text for holds, text in found if holds]
 
 
-def learning_rates(scheduler: LRScheduler, updates: int) -> list[float]:
+def list_rates(scheduler: LRScheduler, updates: int) -> list[float]:
     """The LR of the first parameter group after 0, 1 ... `updates` steps of `scheduler`, which stays as it is."""
     import torch
 
@@ -259,7 +254,7 @@ def learning_rates(scheduler: LRScheduler, updates: int) -> list[float]:
     return rates
 
 
-def plan_of(run: Run, word_budget: int | None = None) -> Plan:
+def plan_run(run: Run) -> Plan:
     """The plan of a built run; call it before anything is restored or trained.
 
     Raises:
@@ -274,8 +269,8 @@ def plan_of(run: Run, word_budget: int | None = None) -> Plan:
         activation_bytes=trainer.precision.inside.itemsize,
         checkpointing=options.gradient_checkpointing,
     )
-    rates = learning_rates(trainer.scheduler, trainer.curriculum.total_updates)
-    plan = make_plan(trainer.curriculum, rates, split.word_starts, size, word_budget)
+    rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
+    plan = make_plan(trainer.curriculum, rates, split.word_starts, size)
     run.track.refuse(int(split.words.sum()), plan.words, plan.updates, run.outside)
     return replace(plan, warnings=plan.warnings + run.track.warnings(plan.words))
 
@@ -296,7 +291,7 @@ def print_plans(line: CommandLine) -> None:
         directory = Path(config.hydra.run.dir)
         run = build.build_run(config, directory, build.build_parts(config), lambda: False)
         try:
-            text = plan_of(run).table()
+            text = plan_run(run).table()
         except InputError as error:
             refused.append(error)
             text = f"refused: {error}"

@@ -37,17 +37,12 @@ def study(tmp_path):
     """`study(seed, loss, changes, **result)`: one run more; loss None: no result.json. Returns the study's folder."""
     folder = tmp_path / "study"
 
-    def add(seed, loss, changes=None, typed=None, config=True, **result):
+    def add(seed, loss, changes=None, config=True, **result):
         directory = folder / f"run-{len(list(folder.glob('run-*'))):03d}"
         directory.mkdir(parents=True)
         if config:
             (directory / "config.yaml").write_text(yaml.safe_dump({**BASE, "seed": seed, **(changes or {})}))
-        if typed is not None:
-            (directory / "overrides.yaml").write_text(yaml.safe_dump([*typed, f"seed={seed}"]))
-        if config:
-            lines = [
-                {"step": 5 * i, "val/loss": 6 - i * (loss or 5) / 50, "learning_rate": 1e-3 / i} for i in (1, 2, 3)
-            ]
+            lines = [{"step": 5 * i, "val/loss": 6 - i / 10, "learning_rate": 1e-3 / i} for i in (1, 2, 3)]
             (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
             (directory / "timings.jsonl").write_text('{"tokens_per_second": 90}\n{"tokens_per_second": 110}\n')
         if loss is not None:
@@ -69,8 +64,7 @@ def two_variants(study, others, base=(5.0, 5.1, 5.3), changes=SGD, **result):
 
 
 def text_of(folder, **arguments):
-    html = write_report(folder, **arguments)
-    return (html.parent / "report.md").read_text(encoding="utf8").replace("\\", "")
+    return write_report(folder, **arguments).with_name("report.md").read_text(encoding="utf8").replace("\\", "")
 
 
 def cells(text, title):
@@ -119,10 +113,7 @@ def test_differences_and_verdicts_are_scipys(study):
         ),
         ({"hashes": None}, "corpus or evaluation text differ: not recorded against c"),
         ({"words": 1100, "hashes": {"corpus": "c", "tokenizer": "u"}}, "words differ by more than 5%"),
-        (
-            {"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}},
-            "unknown tokens, whose text no loss counts",
-        ),
+        ({"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}}, "unknown tokens"),
         ({"pseudo_perplexity": 50.0}, "objectives differ"),
         ({"changes": {"data": {"max_length": 512}}}, "lengths of the evaluation's windows differ: 512 against None"),
         ({"changes": {"objective": {"evaluation_passes": 5}}}, "passes of the evaluation differ: 5 against None"),
@@ -173,10 +164,8 @@ def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
     assert ["a learning rate of its own (0.1 against 0.001)" in line for line in verdicts].count(True) == 1
     rows = cells(text, "Variants")
     assert [row["learning rates tried"] for row in rows.values()] == ["1", "2", "2"]
-    assert (
-        "optimizer.lr=0.1"
-        in cells(text, "What each variant changed")["optimizer=SGD, lr=0.1"]["differs from its baseline in"]
-    )
+    changed = cells(text, "What each variant changed")["optimizer=SGD, lr=0.1"]
+    assert "optimizer.lr=0.1" in changed["differs from its baseline in"]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -193,7 +182,6 @@ def test_one_or_two_seeds_allow_no_verdict(study, seeds):
         ([5.0, 5.1, 5.3], "have the same validation loss in each of 3 seeds"),
         ([5.5, 5.6, 5.8], "there is no spread to test against"),
         ([5.5, float("nan"), 5.8], "a validation loss is not finite"),
-        ([5.5, float("inf"), 5.8], "a validation loss is not finite"),
     ],
 )
 def test_degenerate_values(study, losses, said):
@@ -234,15 +222,11 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     assert "optimizer=SGD: seeds 3, 4 did not finish" in text
     table = pd.read_csv(folder / "results.csv")
     assert table.loc[table["status"] == "diverged", "cause"].item() == evil
-    assert table[table["status"] == "finished"].pivot_table("val_loss", "seed", "optimizer")["SGD"].tolist() == [
-        5.5,
-        5.65,
-        5.72,
-    ]
+    losses = table[table["status"] == "finished"].pivot_table("val_loss", "seed", "optimizer")
+    assert losses["SGD"].tolist() == [5.5, 5.65, 5.72]
 
 
 DAMAGE = {
-    "broken": '{"status": ',
     "truncated": '{"status": "finished", "val_loss": 5.0',
     "a list": "[1, 2]",
     "another type": '{"status": "finished", "val_loss": "low"}',
@@ -258,7 +242,7 @@ DAMAGE = {
 def test_a_damaged_run_is_left_out_and_named(study, file):
     two_variants(study, [5.5, 5.65, 5.72])
     for name, text in DAMAGE.items():
-        folder = study(name, 5.0, typed=[])
+        folder = study(name, 5.0)
         text = text.encode() if isinstance(text, str) else text
         (folder / f"run-{len(list(folder.glob('run-*'))) - 1:03d}" / file).write_bytes(text + b"\n")
     said = text_of(folder)

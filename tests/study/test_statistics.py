@@ -1,8 +1,7 @@
 """The statistics against scipy and against published examples."""
 
-from __future__ import annotations
-
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ def test_student_s_sleep_data():
     assert found.effect * math.sqrt(10) == pytest.approx(-4.0621, abs=5e-5)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 12])
+@pytest.mark.parametrize("n", [2, 5])
 def test_agrees_with_scipy(n):
     a, b = np.random.default_rng(n).normal(3, 0.1, (2, n))
     found, test = compare_pairs(a, b), stats.ttest_rel(a, b)
@@ -63,30 +62,18 @@ def test_detectable_effect_inverts_published_powers():
     assert detectable_effect(33) > 0.5
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-@pytest.mark.parametrize("alpha", [0.05, 0.05 / 40])
-def test_detectable_effect_has_its_power(n, alpha):
-    shift, df = detectable_effect(n, alpha) * math.sqrt(n), n - 1
-    assert stats.nct.sf(stats.t.isf(alpha / 2, df), df, shift) == pytest.approx(0.8, abs=1e-4)
-
-
 def test_what_cannot_be_said_is_nan():
-    assert summarise([]).n == 0
-    assert math.isnan(summarise([]).mean)
-    one = summarise([2.0])
-    assert (one.n, one.mean) == (1, 2.0)
-    assert math.isnan(one.sd)
-    assert math.isnan(one.low)
+    nan = math.nan
+    assert astuple(summarise([])) == pytest.approx((0, nan, nan, nan, nan), nan_ok=True)
+    assert astuple(summarise([2.0])) == pytest.approx((1, 2.0, nan, nan, nan), nan_ok=True)
     for bad in (math.nan, math.inf):
         assert math.isnan(summarise([1.0, bad]).mean)
         assert math.isnan(compare_pairs([1.0, bad], [1.0, 2.0]).mean)
         assert math.isnan(compare_pairs([bad, bad], [bad, 2.0]).p)
     assert math.isnan(detectable_effect(1))
-    single = compare_pairs([2.0], [1.5])
-    assert (single.n, single.mean) == (1, 0.5)
-    assert math.isnan(single.p)
+    assert astuple(compare_pairs([2.0], [1.5])) == pytest.approx((1, 0.5, *[nan] * 5), nan_ok=True)
     assert math.isnan(compare_pairs([], []).mean)
-    with pytest.raises(ValueError, match="not pairs"):
+    with pytest.raises(ValueError):
         compare_pairs([1.0, 2.0], [1.0])
 
 

@@ -101,28 +101,23 @@ def test_failing_jobs_take_nobody_down_and_a_repeat_runs_what_is_missing(sweep):
 def test_a_search_goes_on_to_its_total(sweep):
     search = ["experiment=hpo", "scale=small", "+objective.job=0", "trainer.max_steps=2"]
     search += ["hydra.sweeper.params={optimizer.lr:'tag(log, interval(1e-4, 1e-2))'}"]
-    code, out, err = sweep(*search, "hydra.sweeper.n_trials=2")
-    assert code == 0, err
-    assert "search: 0 of 2 trials done" in out
-    code, out, err = sweep(*search, "hydra.sweeper.n_trials=3")
-    assert code == 0, err
-    assert "search: 2 of 3 trials done" in out
-    assert len(results()) == 3
+    for done, total in ((0, 2), (2, 3)):
+        code, out, err = sweep(*search, f"hydra.sweeper.n_trials={total}")
+        assert code == 0, err
+        assert f"search: {done} of {total} trials done" in out
+        assert len(results()) == total
 
 
 def test_a_launcher_s_mistake_is_one_line(sweep):
-    code, _, err = sweep("+objective.job=10,11", "hydra.launcher.n_jobs=0")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "hydra.launcher.n_jobs" in err
-    code, _, err = sweep("+objective.job=10,11", "seed=1,2,3", "zip=[seed,objective.job]")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "error: zip" in err
+    for words, named in (["hydra.launcher.n_jobs=0"], "n_jobs"), (["seed=1,2,3", "zip=[seed,objective.job]"], "zip"):
+        code, _, err = sweep("+objective.job=10,11", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert named in err
 
 
 def test_lists_are_taken_together():
-    typed = OverridesParser.create().parse_overrides(
-        ["optimizer=adamw,sgd", "optimizer.lr=1e-4,0.1", "seed=1,2", "x=3"]
-    )
+    words = ["optimizer=adamw,sgd", "optimizer.lr=1e-4,0.1", "seed=1,2", "x=3"]
+    typed = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(typed, None)
     assert take_together(jobs, typed, []) == jobs
     kept = take_together(jobs, typed, ["optimizer", "optimizer.lr"])

@@ -29,7 +29,7 @@ def test_the_picture_shows_spearmans_rank_correlation():
     assert shown[2] == "nan"
 
 
-@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("count", [7, 40])
 def test_ten_of_each_place(count):
     scores = np.arange(float(count))[::-1]  # the last document is the easiest
     parts = difficulty.sample({"length": scores}, DOCUMENTS[:count], WORDS[:count]).split("\n\n")[2:]
@@ -40,22 +40,13 @@ def test_ten_of_each_place(count):
         assert all(place == list(range(count - 1, -1, -1)) for place in shown)
 
 
-def test_sample_lines():
-    lines = difficulty.sample({"length": np.arange(40.0)}, DOCUMENTS, WORDS).splitlines()
-    assert "40 documents, 120 words" in lines[0]
-    at = lines.index("-- easiest")
-    assert lines[at + 1].split() == ["0.0000", "3", "दस्तावेज़", "0", "शब्द"]
-    assert len([line for line in lines if "दस्तावेज़" in line]) == 30
-
-
 def test_a_document_is_one_line_cut_between_words():
-    lines = difficulty.sample(
-        {"length": np.zeros(2)}, ["शब्द " * 100, "a\x1b[31m\nb"], np.ones(2, dtype=int)
-    ).splitlines()
+    lines = difficulty.sample({"length": np.zeros(2)}, ["शब्द " * 100, "a\x1b[31m\nb"], np.array([100, 2])).splitlines()
+    assert "2 documents, 102 words" in lines[0]
     at = lines.index("-- easiest")
     assert lines[at + 1].endswith("शब्द …")
     assert len(lines[at + 1]) <= difficulty.WIDTH + 25
-    assert lines[at + 2].endswith("a\\x1b[31m b")
+    assert lines[at + 2].split() == ["0.0000", "2", "a\\x1b[31m", "b"]
 
 
 def run(monkeypatch, *words):
@@ -86,10 +77,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     names = {name for line in content.splitlines() if line.startswith("== ") for name in line[3:].split(", ")}
     assert names == {"length", "frequency", "morphological", "combined", "dynamic", "random"}
     assert "== combined, dynamic" in content
-    scores = {
-        float(line.split()[0])
-        for line in content.partition("== length")[2].partition("== ")[0].splitlines()[3:]
-        if line[:1] == " "
-    }
-    assert max(scores) == 7
+    length = content.partition("== length")[2].partition("== ")[0]
+    assert max(float(line.split()[0]) for line in length.splitlines() if line[:1] == " " and line.strip()) == 7
     assert len(list(cache.glob("scores-*"))) == len(names)  # dynamic's are stored beside combined's

@@ -29,14 +29,10 @@ def walk(losses, smoothing, rates=None):
     return range_test(update, rates or np.geomspace(1e-6, 1, len(losses)).tolist(), smoothing)
 
 
-# Arithmetic
-
-
 def test_the_average_is_corrected_for_its_beginning():
     # v = 2, 0.5 * 2 + 0.5 * 2 = 2, 0.5 * 2 + 0.5 * 3 = 2.5; over 1 - 0.5^i = 0.5, 0.75, 0.875
     found = walk([4.0, 2.0, 3.0], 0.5)
     assert found.smoothed == pytest.approx([4.0, 8 / 3, 20 / 7], rel=1e-15)
-    assert found.losses == [4.0, 2.0, 3.0]
     assert found.lrs == pytest.approx([1e-6, 1e-3, 1.0])
 
 
@@ -73,8 +69,6 @@ def test_steepest_descent_is_before_the_minimum_and_after_the_first_points():
     ("losses", "diverged", "note"),
     [
         (CURVE[:7], True, "no suggestion: 7 updates before the loss diverged, 8 are needed; lower start_lr"),
-        ([], True, "no suggestion: 0 updates before the loss diverged, 8 are needed; lower start_lr"),
-        ([1.0 + k for k in range(9)], False, "no suggestion: the loss is lowest at 1e-09, where it begins"),
         ([1.0] * 9, False, "no suggestion: the loss is lowest at 1e-09, where it begins"),
         ([3.0, 3.1, 2.9] * 3, False, "no suggestion: the loss falls by 0.1, which is chance"),
     ],
@@ -90,7 +84,6 @@ def test_noise_alone_gives_no_suggestion():
     rng = np.random.default_rng(0)
     found = [walk((5 + 0.1 * rng.standard_normal(100)).tolist(), 0.9) for _ in range(100)]
     assert sum(f.steepest is not None for f in found) <= 3
-    assert all(f.stopped_at is None for f in found)
 
 
 @pytest.mark.parametrize(
@@ -102,27 +95,6 @@ def test_a_minimum_at_the_end_asks_for_another_range(diverged, note):
     assert (steepest, tenth) == (DECADES[5], DECADES[7] / 10)
     assert len(notes) == 1
     assert note in notes[0]
-
-
-def test_gradient_descent_on_a_parabola():
-    """x^2 / 2 falls below a rate of 2 and rises above; a loss is measured before its update, so one rate later."""
-    rates, x = np.geomspace(1e-3, 10, 200).tolist(), 1.0
-    pending = iter(rates)
-
-    def update():
-        nonlocal x
-        loss = x * x / 2
-        x -= next(pending) * x
-        return loss
-
-    found = range_test(update, rates, smoothing=0.0)
-    assert found.tenth_of_minimum == next(rate for rate in rates if rate > 2) / 10
-    assert found.stopped_at is not None
-    assert 2 < found.stopped_at < 3
-    assert 0.01 < found.steepest < 0.2
-
-
-# On a trainer
 
 
 def momentum(parameters):
@@ -145,7 +117,6 @@ def test_rates_ratios_and_rows(make_trainer):
     trainer.model.eval()
     found = find_lr(trainer, Options(1e-7, 1e-3, whole + 2))
     assert found.lrs == np.geomspace(1e-7, 1e-3, whole + 2).tolist()
-    assert (found.lrs[0], found.lrs[-1]) == (1e-7, 1e-3)
     for (first, second), lr in zip((rates for rates, *_ in seen), found.lrs, strict=True):
         assert first == lr
         assert second == pytest.approx(lr / 4, rel=1e-15)
@@ -179,24 +150,17 @@ def test_divergence_stops_it(make_trainer):
     assert not trainer.record.directory.exists()
 
 
-# What is printed and written
-
 FINDING = LRFinding([1e-3, 1e-2], [2.0, 1.5], [2.0, 1.7], 1e-3, 2e-3, 0.1, ["look out"])
 
 
-def test_the_text_says_which_is_which():
+def test_the_text_the_table_and_the_picture(tmp_path):
     lines = FINDING.text().splitlines()
     assert [line.split()[-1] for line in lines[1:4]] == ["1.00e-03", "2.00e-03", "1.00e-01"]
     assert "look out" in lines[4]
-
-
-def test_the_table_and_the_picture(tmp_path):
     picture, table = lr_finder.write(tmp_path / "out", FINDING)
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader(table.open(encoding="utf8")))
     assert rows[1] == {"update": "2", "learning_rate": "0.01", "loss": "1.5", "smoothed_loss": "1.7"}
-    assert len(rows) == 2
-
     axis = lr_finder.draw(FINDING).axes[0]
     assert axis.get_xscale() == "log"
     drawn = [text.get_text() for text in axis.get_legend().get_texts()]
@@ -217,9 +181,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         lr_finder.write(tmp_path / "file" / "out", FINDING)
 
 
-# The command
-
-
 def run(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["lr_finder", *words])
     with pytest.raises(SystemExit) as ended:
@@ -230,14 +191,9 @@ def run(monkeypatch, *words):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("start_lr=abc", "start_lr"),
         ("start_lr=0", "start_lr"),
-        ("end_lr=inf", "end_lr"),
-        ("num_iter=10.5", "num_iter"),
         ("num_iter=5", "num_iter"),
-        ("smoothing=1", "smoothing"),
         ("start_lr=1 end_lr=0.1", "end_lr"),
-        ("out=", "out"),
         ("optimizer=sdg", "sgd"),
         ("seed=1,2", "sweep"),
     ],
@@ -254,12 +210,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     own = ["start_lr=1e-4", "end_lr=100", "num_iter=12"]
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *small, *own, "optimizer=sgd", "data.cache_dir=cache") == 0
-    out = capsys.readouterr()
     folder = Path("multirun_outputs/lr_finder")
-    assert out.out.splitlines()[-2:] == [str(folder / "lr_finder.png"), str(folder / "lr_finder.csv")]
-    assert "LR range test: " in out.out
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(folder / "lr_finder.png"), str(folder / "lr_finder.csv")]
     assert sorted(p.name for p in Path("multirun_outputs").iterdir()) == ["lr_finder"]  # no run, no W&B
     assert sorted(p.name for p in folder.iterdir()) == ["lr_finder.csv", "lr_finder.png"]
     rates = [float(row["learning_rate"]) for row in csv.DictReader((folder / "lr_finder.csv").open(encoding="utf8"))]
-    assert rates[0] == 1e-4
     assert rates == pytest.approx(np.geomspace(1e-4, 100, 12)[: len(rates)].tolist())

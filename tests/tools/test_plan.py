@@ -20,31 +20,19 @@ from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.optim import schedule
 from babylm_train.state import EpochSlice
 from babylm_train.throughput import Size, multiplied, size_of
-from babylm_train.tools.plan import (
-    count_words,
-    exposure_so_far,
-    learning_rates,
-    main,
-    make_plan,
-)
+from babylm_train.tools.plan import count_exposures, count_words, list_rates, main, make_plan
 
 LENGTH = 8  # targets a row of make_trainer's runs
 
 
 def plan_for(trainer, **options):
-    rates = learning_rates(trainer.scheduler, trainer.curriculum.total_updates)
+    rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
     return make_plan(trainer.curriculum, rates, trainer.train_split.word_starts, **options)
 
 
 RUNS = {
-    "none, full": (NoCurriculum(), FullSchedule(), {}),
     "none, linear": (NoCurriculum(), LinearSchedule(3), {}),
-    "length, linear": (LengthBasedCurriculum(), LinearSchedule(3), {}),
-    "length, linear, cosine": (
-        LengthBasedCurriculum(),
-        LinearSchedule(3),
-        {"scheduler": partial(schedule, name="cosine")},
-    ),
+    "cosine": (LengthBasedCurriculum(), LinearSchedule(3), {"scheduler": partial(schedule, name="cosine")}),
     "random, step": (RandomCurriculum(), StepSchedule(3, 0.1, [1], [0.7]), {}),
     "steps": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 7}),
     "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
@@ -64,7 +52,6 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
     updates = [line for line in lines if "learning_rate" in line]
     firsts = [next(line for line in updates if line["step"] > epoch["step"]) for epoch in epochs]
     ends = [*epochs[1:], updates[-1]]
-    assert len(plan.rows) == len(epochs)
     for row, epoch, first, end in zip(plan.rows, epochs, firsts, ends, strict=True):
         assert row.threshold == epoch["threshold"]
         assert row.documents == epoch["curriculum/documents"]
@@ -79,9 +66,7 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
     assert plan.planned_updates == trainer.curriculum.total_updates == plan.updates
     assert plan.peak_lr == max(line["learning_rate"] for line in updates)
     assert plan.final_lr == trainer.scheduler.get_last_lr()[0]
-    assert plan.exposure == exposure_so_far(trainer.curriculum, state.updates)
-    for row in plan.rows:
-        assert row.threshold == trainer.curriculum.records[row.epoch - 1]["threshold"]
+    assert plan.exposure == count_exposures(trainer.curriculum, state.updates)
 
 
 def slow(groups):
@@ -90,7 +75,6 @@ def slow(groups):
 
 ADAPTIVE = {
     "performance": (LengthBasedCurriculum(), PerformanceSchedule(5, 0.3, full_at=0.8)),
-    "dynamic": (DynamicCurriculum(LengthBasedCurriculum(), 0.2, initial_threshold=0.5), FullSchedule()),
     "dynamic, linear": (DynamicCurriculum(LengthBasedCurriculum(), 0.1), LinearSchedule(5)),
 }
 
@@ -150,14 +134,14 @@ def test_words_are_counted_as_the_packing_counts_them(order, start, targets):
     assert count_words(part, sizes, split.words, split.word_starts) == rows.batch(0, len(rows)).words
 
 
-def lengths_plan(schedule, *, strategy=None, lr=1 / 1000, budget=None, epochs=4, **options):
+def lengths_plan(schedule, *, epochs=4, **options):
     """A plan over 20 documents of 1, 2 ... 20 words, each a target beside the mark; 10 targets make an update."""
     words = np.arange(1, 21)
     starts = np.concatenate([[0, *[1] * n] for n in words])
-    manager = CurriculumTrainingManager(strategy or LengthBasedCurriculum(), schedule, **options)
+    manager = CurriculumTrainingManager(LengthBasedCurriculum(), schedule, **options)
     manager.begin(words, words, words + 1, epochs=epochs, targets_per_update=10, max_length=5)
-    rates = [1.0 - lr * update for update in range(manager.total_updates + 1)]
-    return make_plan(manager, rates, starts, word_budget=budget)
+    rates = [1.0 - update / 1000 for update in range(manager.total_updates + 1)]
+    return make_plan(manager, rates, starts)
 
 
 def test_single_pass_by_hand():
@@ -184,7 +168,7 @@ def test_fewer_documents_than_deciles():
 
 @pytest.mark.parametrize(
     ("updates", "expected"),
-    [(0, (0, 0, 0)), (3, (1, 0, 0)), (10, (1, 1, 1)), (15, (2, 1.5, 1)), (20, (2, 2, 2))],
+    [(0, (0, 0, 0)), (3, (1, 0, 0)), (15, (2, 1.5, 1))],
 )
 def test_exposures_of_a_run_that_ended_early(updates, expected):
     words = np.full(20, 10)  # two documents an update, ten updates an epoch
@@ -192,7 +176,7 @@ def test_exposures_of_a_run_that_ended_early(updates, expected):
     manager.begin(np.zeros(20), words, epochs=2, targets_per_update=20, max_length=10)
     for epoch in range(2 if updates > 10 else 1):
         manager.prepare_epoch(epoch)
-    seen = exposure_so_far(manager, updates)
+    seen = count_exposures(manager, updates)
     assert (seen.maximum, seen.median, seen.minimum) == expected
 
 
@@ -202,10 +186,9 @@ def test_exposures_of_a_run_that_ended_early(updates, expected):
         (lambda: lengths_plan(FullSchedule()), "the learning rate ends at 0.908"),
         (lambda: lengths_plan(StepSchedule(4, 0.5, [1], [0.8])), "deciles 9, 10"),
         (lambda: lengths_plan(FullSchedule(), epochs=21), "a document is seen 21 times"),
-        (lambda: lengths_plan(FullSchedule(), budget=839), "840 words are seen, more than the budget of 839"),
         (lambda: lengths_plan(LinearSchedule(4, 0.1), min_pool=5), "min_pool = 5"),
     ],
-    ids=["lr", "decile", "exposures", "budget", "min_pool"],
+    ids=["lr", "decile", "exposures", "min_pool"],
 )
 def test_warnings(plan, text):
     made = plan()
@@ -221,7 +204,7 @@ def test_learning_rates_of_any_scheduler():
         return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cool], [3])
 
     _, planned = fresh()
-    rates = learning_rates(planned, 9)
+    rates = list_rates(planned, 9)
     optimizer, scheduler = fresh()
     did = [scheduler.get_last_lr()[0]]
     for _ in range(9):
@@ -238,29 +221,18 @@ def test_memory_by_hand():
         optimizer_bytes=8000, activation_bytes=4,
     )  # fmt: skip
     activations = 3 * 8 * (2 * 24 * 16 * 4 + 40 * 8)
-    assert size.memory() == {
-        "weights": 4000,
-        "gradients": 4000,
-        "optimizer": 8000,
-        "activations": activations,
-        "total": 16000 + activations,
-    }
+    parts = {"weights": 4000, "gradients": 4000, "optimizer": 8000, "activations": activations}
+    assert size.memory() == {**parts, "total": 16000 + activations}
     assert replace(size, checkpointing=True).memory()["activations"] == 3 * 8 * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "bytes_each"),
-    [
-        (lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), 8),
-        (lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), 4),
-        (lambda p: torch.optim.SGD(p, lr=1e-3), 0),
-    ],
-    ids=["adamw", "momentum", "sgd"],
+    [(partial(torch.optim.AdamW, lr=1e-3, fused=True), 8), (partial(torch.optim.SGD, lr=1e-3, momentum=0.9), 4)],
+    ids=["adamw", "momentum"],
 )
 def test_size_of_a_model(make_trainer, optimizer, bytes_each):
-    trainer = make_trainer(
-        optimizer=optimizer, scheduler=partial(schedule, name="constant")
-    )  # a scheduler patches the optimizer's step
+    trainer = make_trainer(optimizer=optimizer)
     size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
     # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
     # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
@@ -273,9 +245,7 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
 
 
 def test_the_table_and_the_record(make_trainer):
-    trainer = make_trainer(
-        strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3), scheduler=partial(schedule, name="linear")
-    )
+    trainer = make_trainer(strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3))
     size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
     plan = plan_for(trainer, size=size)
     values = json.loads(json.dumps(plan.as_dict()))
@@ -285,20 +255,18 @@ def test_the_table_and_the_record(make_trainer):
     head, *rest = plan.table().splitlines()
     assert head.split()[:3] == ["epoch", "threshold", "documents"]
     assert [line.split()[0] for line in rest[:3]] == ["1", "2", "3"]
-    assert f"{plan.words:,}" in plan.table()
 
 
 def test_the_curricula_experiment_is_a_matched_sweep():
     configs = check_command_line(["experiment=curricula", "trainer.max_steps=2"])
-    first, arms, seeds = configs[0], configs[:8], [configs[0], *configs[8:]]
-    names = [config.hydra.runtime.choices["curriculum/strategy"] for config in arms]
+    variants, seeds = configs[:8], [configs[0], *configs[8:]]
+    names = [config.hydra.runtime.choices["curriculum/strategy"] for config in variants]
     ranked = ["random", "length", "frequency", "morphological", "combined", "dynamic", "anti"]
     assert sorted(names) == sorted(["none", *ranked])
     assert [config.seed for config in seeds] == [1, 2, 3]
     assert {config.curriculum.pacing for config in configs} == {"matched"}
     assert {config.hydra.runtime.choices["curriculum/schedule"] for config in configs} == {"linear"}
-    assert {config.data.seed for config in configs} == {0}  # the seed of an arm does not change the corpus
-    assert first.hydra.mode.name == "MULTIRUN"
+    assert {config.data.seed for config in configs} == {0}  # the seed of a variant does not change the corpus
 
 
 def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
@@ -306,20 +274,7 @@ def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, cap
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     monkeypatch.setattr("sys.argv", ["plan", *overrides, "curriculum/strategy=length", cache])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="0"):
         main()
-    assert ended.value.code == 0
-    out = capsys.readouterr().out
-    assert "threshold" in out
-    assert "training FLOPs" in out
+    assert "training FLOPs" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
-
-
-def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["plan", "trainer.epoch=3"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "trainer.epochs" in error
-    assert error.count("\n") == 1
