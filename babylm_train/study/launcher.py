@@ -27,8 +27,8 @@ from babylm_train.errors import SIGNALS, InputError, Interrupted, InUse, Preempt
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
 
 # What submitit calls the same for every cluster.
-COMMON = ("stderr_to_stdout", "name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node")
-COMMON += ("mem_gb",)
+COMMON = ["stderr_to_stdout", "name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node"]
+COMMON += ["mem_gb"]
 QUEUE_GRACE = 100.0  # seconds a job in a queue has to save its state; SLURM's signal leaves 120
 
 

@@ -196,7 +196,7 @@ def test_warnings(plan, text):
     assert text in made.table()
 
 
-def test_learning_rates_of_any_scheduler():
+def test_rates_of_any_scheduler():
     def fresh():
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.5)
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
