@@ -40,7 +40,7 @@ POSITIONS = 512  # what the BabyLM evaluation may feed
 SENTENCES = 4  # read as the evaluation pipeline reads them
 FILLING = 3  # places of padding after each
 PARTS = ("model", "objective", "tokenizer", "optimizer", "scheduler", "curriculum", "trainer")
-FIGURES = ("val_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "pseudo_bits_per_byte")
+FIGURES = {"val_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "pseudo_bits_per_byte"}
 USES = {
     "causal": "`AutoModelForCausalLM.from_pretrained(name)`; BabyLM evaluation backend `causal`",
     "mlm": "`AutoModelForMaskedLM.from_pretrained(name)`; backend `mlm`",
@@ -256,14 +256,10 @@ def _score_as_the_pipeline(model: Any, processor: Any, text: str, backend: str) 
 
 
 def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Options) -> str:
-    """The card as Markdown with the hub's metadata; nothing in it is typed by hand but licence and language.
-
-    Args:
-        corpus: its report.
-    """
+    """The card as Markdown with the hub's metadata; `corpus` is the corpus's report."""
     config, result, other = run.config, run.result, run.config.model_extra or {}
     head = {"license": options.license, "language": options.language, "tags": "[babylm]"}
-    splits = ((split, corpus[split]) for split in ("train", "validation"))
+    figures = result.model_dump(include=FIGURES, exclude_none=True)
     rows = [f"| `{path.name}` | {r.words:,} | {r.update:,} |" for path, r in run.milestones]
     versions = ", ".join(f"{package} {version}" for package, version in result.versions.items())
     lines = [
@@ -276,7 +272,7 @@ def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Option
         *(
             f"- {split}: {part['documents']:,} documents, {part['words']:,} words, {part['bytes']:,} bytes of UTF-8, "
             f"{part['devanagari']:.1%} Devanagari"
-            for split, part in splits
+            for split, part in ((split, corpus[split]) for split in ("train", "validation"))
         ),
         "## Words seen",
         f"{result.words:,} white-space words of training text, repetitions counted, in {result.updates:,} updates; "
@@ -287,11 +283,7 @@ def model_card(name: str, run: Saved, corpus: Mapping[str, Any], options: Option
         *(f"- {group}: {_show(other.get(group))}" for group in PARTS),
         f"- commit {result.commit}; {versions}; {result.device}",
         "## Results",
-        *(
-            f"- {figure} (validation text): {value:.4f}"
-            for figure, value in result
-            if figure in FIGURES and value is not None
-        ),
+        *(f"- {figure} (validation text): {value:.4f}" for figure, value in figures.items()),
         *(f"- built-in minimal pairs, {phenomenon}: {share:.1%}" for phenomenon, share in result.pairs.items()),
         "## Revisions",
         *(["| revision | words seen | update |", "|---|---|---|", *rows] if rows else ["Only this one."]),
@@ -341,9 +333,8 @@ def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     # A dot cuts the name short where results are filed, and breaks the import of code beside the weights.
     yield Finding("." not in name, f"name {name}")
     write_text(run.folder / "README.md", model_card(name, run, corpus.report, options))
-    yield Finding(
-        bool(options.license), f"licence {options.license or 'is not stated: give license=cc-by-sa-4.0, say'}"
-    )
+    licence = options.license or "is not stated: give license=cc-by-sa-4.0, say"
+    yield Finding(bool(options.license), f"licence {licence}")
     if not options.language:
         yield Finding(None, "the card states no language: give language=hi, say")
 
@@ -355,7 +346,7 @@ def push(run: Saved, repository: str) -> None:
         InputError: the hub does not answer or refuses. StorageError: an upload broke off.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     from babylm_train.data.network import need_hub, offline
 
@@ -370,18 +361,14 @@ def push(run: Saved, repository: str) -> None:
             hub.create_branch(repository, branch=path.name, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=path, revision=path.name)
             print(f"pushed {printable(path.name)}", flush=True)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(f"push_to={repository}: {error}") from error
     except OSError as error:
         raise StorageError(f"push_to={repository}: {error}") from error
 
 
 def check_and_push(line: CommandLine) -> None:
-    """Prints the findings, and uploads where that is asked for.
-
-    Raises:
-        InputError: a check failed, or as open_run, preflight and push say.
-    """
+    """Prints the findings, and uploads where that is asked for. Raises InputError: a check failed."""
     options: Options = line.options
     if len(line.places) != 1:
         raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")

@@ -104,7 +104,7 @@ def normal(text: str) -> str:
 
 def is_blank(line: str) -> bool:
     """Whether nothing of a line would be seen."""
-    return not line.strip() or not _ZERO_WIDTH.sub("", line).strip()
+    return not _ZERO_WIDTH.sub("", line).strip()
 
 
 def load_corpus(
@@ -141,11 +141,8 @@ def load_corpus(
         if max_words is not None:
             whole, train = len(train), _take_words(train, max_words, seed)
             cleaner.dropped += Counter({"over data.max_words": whole - len(train)})
-        report: dict[str, Any] = {
-            "files": len(identity.get("files", ())),
-            "read": cleaner.read,
-            "dropped": cleaner.dropped,
-        }
+        files = len(identity.get("files", ()))
+        report: dict[str, Any] = {"files": files, "read": cleaner.read, "dropped": cleaner.dropped}
         prints: dict[str, str] = {}
         for name, split in (("train", train), ("validation", validation)):
             report[name], prints[name] = _write(folder, name, split)
@@ -216,10 +213,7 @@ class _Cleaner:
 def _set_aside(texts: list[bytes], share: float, seed: int) -> tuple[list[bytes], list[bytes]]:
     """The documents to train on, and those drawn for validation."""
     if len(texts) < 2:
-        raise InputError(
-            "data: one document cannot be split; give validation files (data.validation), "
-            "or check how documents are separated (data.separator)"
-        )
+        raise InputError("data: one document cannot be split; give data.validation files, or check data.separator")
     count = min(max(round(share * len(texts)), 1), len(texts) - 1)
     held = set(np.random.default_rng([seed, 0]).permutation(len(texts))[:count].tolist())
     return [text for i, text in enumerate(texts) if i not in held], [texts[i] for i in sorted(held)]

@@ -26,10 +26,8 @@ def need_hub(what: str) -> None:
         thread.start()
         thread.join(TIMEOUT)
         if answers != [True]:
-            raise InputError(
-                f"{what}: {endpoint} does not answer; give a local path, "
-                "or set HF_HUB_OFFLINE=1 if the local Hugging Face cache holds it"
-            )
+            hint = "give a local path, or set HF_HUB_OFFLINE=1 if the local Hugging Face cache holds it"
+            raise InputError(f"{what}: {endpoint} does not answer; {hint}")
 
 
 def _answers(endpoint: str) -> bool:

@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,10 +293,10 @@ def _read_parquet(path: AnyPath, field: str, key: str) -> Iterator[Document]:
             _check_field(str(path), field, key, names)
             columns = [field, *(["source"] if names.count("source") == 1 and field != "source" else [])]
             for batch in file.iter_batches(1024, columns=columns):
-                texts, sources = (batch.column(name).to_pylist() for name in (columns[0], columns[-1]))
-                for text, source in zip(texts, sources if columns[1:] else repeat(None), strict=False):
+                for record in batch.to_pylist():
                     row += 1
-                    yield _document(f"{path}, row {row}", text, source, path.name)
+                    source = record["source"] if columns[1:] else None
+                    yield _document(f"{path}, row {row}", record[field], source, path.name)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, after row {row}: not UTF-8") from error
     except (*DAMAGE, pyarrow.ArrowException) as error:

@@ -209,9 +209,8 @@ def evaluate_texts(
             result = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
             found[source] = replace(result, unknown=split.unknown)
     nats = sum(result.loss * result.tokens for result in found.values())
-    tokens, words, size, unknown = (
-        sum(getattr(result, name) for result in found.values()) for name in ("tokens", "words", "bytes", "unknown")
-    )
+    counts = ([result.tokens, result.words, result.bytes, result.unknown] for result in found.values())
+    tokens, words, size, unknown = map(sum, zip(*counts, strict=True))
     whole = replace(summarise(nats, tokens, words, size, backend == "mlm"), unknown=unknown)
     return {"all": whole, **(found if len(found) > 1 else {})}
 

@@ -7,8 +7,7 @@ Every text begins with the end-of-text mark, as it did in training.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +35,8 @@ def token_log_probabilities(
 ) -> list[np.ndarray]:
     """Log-probability of every token of each text in nats: one float64 array of shape (tokens,) a text.
 
-    A text that comes twice is scored once. Texts of one length stand together, so there is no padding
-    to mask. A text is cut to the model's positions; `texts_cut` of pairs.py counts those.
+    A text is cut to the model's positions; `texts_cut` of pairs.py counts those. Texts of one length stand together, so
+    there is no padding to mask.
 
     Args:
         batch_tokens: tokens at a time. closing: the mark that ends a text counts too (`causal` only: the other backends
@@ -57,12 +56,10 @@ def token_log_probabilities(
         if len(row) < 2:
             raise InputError(f"the tokenizer finds no token in the text {text!r}")
         by_length.setdefault(len(row), []).append(row)
-    mask = None if causal else tokenizer.mask_token_id
+    mask, found = None if causal else tokenizer.mask_token_id, {}
     with use_float32(model), tqdm(total=len(own), desc="scoring", unit=" texts", leave=False, disable=None) as bar:
-        found = {
-            n: iter(_score(model, torch.tensor(rows), batch_tokens, backend, mask, bar))
-            for n, rows in by_length.items()
-        }
+        for length, rows in by_length.items():
+            found[length] = iter(_score(model, torch.tensor(rows), batch_tokens, backend, mask, bar))
     by_text = {text: next(found[len(row)]) for text, row in zip(own, cut, strict=True)}
     if not all(np.isfinite(scores).all() for scores in by_text.values()):
         raise InputError("the model's log-probabilities are not finite: its weights are damaged, or training diverged")
@@ -98,22 +95,12 @@ def _score(
     scores = []
     for part in torch.arange(len(inputs)).split(max(batch_tokens // width, 1)):
         places = (torch.arange(len(part)).repeat_interleave(columns.shape[1]), columns[part].flatten())
-        with _head_at(model, places):
+        # The output layer is computed at these places alone.
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        with head.register_forward_pre_hook(lambda _module, args, places=places: (args[0][places],)):
             logits = model(input_ids=inputs[part].to(device), use_cache=False, **extra).logits
         wanted = targets[part].flatten().to(device)
         nats = cross_entropy(logits.view(len(wanted), -1), wanted, reduction="none")
         scores.append(-nats.double().cpu().numpy())
         bar.update(len(part) * texts / len(inputs))
     return np.concatenate(scores).reshape(texts, width - 1)
-
-
-@contextlib.contextmanager
-def _head_at(model: torch.nn.Module, places: tuple[torch.Tensor, torch.Tensor]) -> Iterator[None]:
-    """While entered, the output layer is computed at N `places` alone: their rows and columns, int64 (N,) each."""
-    handle = model.get_output_embeddings().register_forward_pre_hook(  # type: ignore[operator]
-        lambda _module, args: (args[0][places],)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()

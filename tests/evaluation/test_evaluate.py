@@ -10,19 +10,10 @@ from exported import LENGTH as POSITIONS
 from exported import export, nano
 from tiny import LENGTH, random_split, tiny_model
 
-from babylm_train.command import read_command_line
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import Byte
 from babylm_train.errors import InputError
-from babylm_train.evaluation.command import (
-    Options,
-    evaluate_command,
-    evaluate_run,
-    evaluate_texts,
-    future_leak,
-    load_model,
-    main,
-)
+from babylm_train.evaluation.command import Options, evaluate_run, evaluate_texts, future_leak, load_model, main
 from babylm_train.evaluation.loss import evaluate, sample, summarise
 from babylm_train.objective import CausalObjective
 
@@ -40,7 +31,7 @@ def nats_of(model, ids: list[int]) -> float:
     return -sum(logits[i].log_softmax(-1)[t].item() for i, t in enumerate(ids[1:]))
 
 
-@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("rows", [1, 100])
 def test_every_target_once_each_document_from_its_own_beginning(model, rows):
     """A loop over documents and windows, one at a time and unpadded, gives the same whatever the batch size."""
     split = random_split(12, 5)
@@ -128,10 +119,7 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
         ({"text": "t.jsonl", "backend": "mlm"}, "backend=mlm"),
         ({"text": "t.jsonl", "text_field": "body"}, r"body \(text_field\)"),
         ({"text": "t.jsonl", "out": "no/folder/out.json"}, "out=no/folder/out.json"),
-        ({"text": "t.jsonl", "out": "."}, r"out=\."),
-        ({"text": "t.jsonl", "device": "tpu"}, "device=tpu"),
         ({"pairs": "/dev/null"}, "/dev/null"),
-        ({"pairs": "p*.tsv"}, r"p\*\.tsv"),
         ({"text": "t.jsonl", "revision": "chck_1M"}, "chck_1M"),
     ],
 )
@@ -140,20 +128,6 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch, options
     (tmp_path / "t.jsonl").write_text('{"text": "अ"}\n', encoding="utf8")
     with pytest.raises(InputError, match=named):
         evaluate_run(str(run), Options(**options))
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["a", "b"], "one run"),
-        (["run", "paris=x"], "pairs"),
-        (["run", "separator=comma"], "separator"),
-        (["run", "closing=perhaps"], "closing"),
-    ],
-)
-def test_the_command_line(words, named):
-    with pytest.raises(InputError, match=named):
-        evaluate_command(read_command_line(words, Options, places="RUN"))
 
 
 def test_names_of_a_stranger_move_no_cursor(run, tmp_path, monkeypatch, capsys):
