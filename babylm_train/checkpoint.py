@@ -115,8 +115,7 @@ class Checkpoints:
             InputError: it was written by another version of this program, or another program.
         """
         for path in [*self._by_age(), *self.directory.glob(BEST)]:
-            content = _load_intact(path)
-            if content is not None:
+            if (content := _load_intact(path)) is not None:
                 return path, content
         return None
 
@@ -199,9 +198,7 @@ def load(path: Path) -> dict[str, Any]:
     for key, value in content["state"].items():
         if isinstance(value, int) and not -1 <= value < 2**63:
             raise InputError(f"{path} is damaged: state.{key} is {value}")
-    plain: Plain = check_record(
-        {key: content.get(key) for key in Plain.model_fields if key in content}, Plain, str(path)
-    )
+    plain: Plain = check_record({k: content[k] for k in Plain.model_fields if k in content}, Plain, str(path))
     return {**content, "state": asdict(plain.state)}
 
 

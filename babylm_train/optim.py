@@ -62,11 +62,8 @@ def resolve_warmup(total_updates: int, warmup_steps: int | None, warmup_ratio: f
         if not 0 <= warmup_ratio <= 1:
             raise InputError(f"scheduler.warmup_ratio must be in [0, 1], got {warmup_ratio}")
         return math.floor(warmup_ratio * total_updates)
-    steps = warmup_steps or 0
-    if steps < 0:
-        raise InputError(f"scheduler.warmup_steps must not be negative, got {steps}")
-    if steps > total_updates:
-        raise InputError(f"scheduler.warmup_steps = {steps} is longer than the run of {total_updates} updates")
+    if not 0 <= (steps := warmup_steps or 0) <= total_updates:
+        raise InputError(f"scheduler.warmup_steps must be from 0 to the run's {total_updates} updates, got {steps}")
     return steps
 
 

@@ -142,17 +142,11 @@ def profiler(enabled: bool, path: Path) -> Iterator[Callable[[], None]]:
         yield running.step
 
 
-def keep_pages() -> bool:
-    """Makes glibc's malloc keep freed memory: each update allocates what the last one freed, and new pages are slow.
-
-    Returns:
-        Whether this is glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
-    return sum(mallopt(option, value) for option, value in options) == len(options)
+def keep_pages() -> None:
+    """Makes glibc's malloc keep freed memory: each update allocates what the last one freed, and new pages are slow."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
 
 
 # Korthikanti et al. 2022 count 17 (34 bytes at 16 bits). What autograd kept in models of 4 layers x 160: GPT-2 20 in
