@@ -35,8 +35,10 @@ ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their pr
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
 
 # What zipfile, its decompressors and torch raise for bytes that are no checkpoint.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, ValueError, TypeError)
-UNREADABLE += (AttributeError, OverflowError)
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, ValueError),
+    *(TypeError, AttributeError, OverflowError),
+)
 
 
 class DamagedError(InputError):
