@@ -171,13 +171,13 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
 
 def _run_task(config: DictConfig, parts: Parts | None = None) -> float:
     """The task that Hydra runs; ends the process if the run fails, or Hydra would say something of its own first."""
-    from babylm_train.run import record_failure
-    from babylm_train.study.jobs import Outcome
-
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         return run_job(config, directory, parts)
     except RunError as error:
+        from babylm_train.run import record_failure
+        from babylm_train.study.jobs import Outcome
+
         if not isinstance(error, InputError) and (directory / "config.yaml").exists():  # it had begun
             record_failure(directory, Outcome.of(error), _request(config), checks.config_hash(config))
         fail(error)
@@ -220,13 +220,14 @@ def finished(config: DictConfig, directory: Path) -> float | None:
         InputError: the directory holds a run of another configuration, or a damaged record; names what differs.
     """
     from babylm_train.checkpoint import refuse_other
-    from babylm_train.study.jobs import Outcome
 
     if (path := directory / "config.yaml").exists():
         there = checks.plain(checks.load_config(path))
         refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))
     if not (path := directory / "result.json").exists():
         return None
+    from babylm_train.study.jobs import Outcome
+
     outcome: Outcome = read(path, Outcome)
     if (outcome.status, outcome.config_hash) != ("finished", checks.config_hash(config)):
         return None
