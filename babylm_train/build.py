@@ -49,6 +49,7 @@ class Parts:
     resume: str | None
     job_timeout: Annotated[float, Field(gt=0)] | None
     zip: list[str]
+    decay_horizon: Annotated[float, Field(gt=0)] | None
     size: dict[Literal["vocab_size"], int]
     data: Any
     tokenizer: Any
@@ -63,7 +64,7 @@ class Parts:
     logger: Any
 
 
-GROUPS = list(Parts.__annotations__)[6:]
+GROUPS = list(Parts.__annotations__)[7:]
 
 
 @dataclass
@@ -94,6 +95,8 @@ def build_parts(config: DictConfig) -> Parts:
     for group in GROUPS:
         if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
             raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
+    horizon = values["optimizer"].pop("decay_horizon", None) if "optimizer" in values else None  # of no torch class
+    values |= {"decay_horizon": horizon}
     parts: Parts = _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "", False)
     return parts
 
@@ -183,10 +186,11 @@ def rehearse(parts: Parts) -> None:
         raise InputError(f"objective: {name} needs {needs}, model is {has}")
     with name_errors("optimizer", parts.optimizer):
         groups = group_parameters(model, 0.0, parts.trainer.no_decay)
-        small = [torch.nn.Parameter(torch.zeros((2,) * p.dim())) for group in groups for p in group["params"]]
-        optimizer = parts.optimizer(small)
-        for weight in small:
-            weight.grad = torch.zeros_like(weight)
+        for group in groups:
+            group["params"] = [torch.nn.Parameter(torch.zeros((2,) * p.dim())) for p in group["params"]]
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        optimizer = parts.optimizer(groups)
         optimizer.step()
     with name_errors("scheduler", parts.scheduler):
         parts.scheduler(optimizer, parts.trainer.max_steps or UNKNOWN_LENGTH)
@@ -261,7 +265,7 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
     model = _fresh_model(parts, tokenizer)
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
-    optimizer, objective = _optimizer(parts, model), parts.objective.use_tokenizer(tokenizer)
+    optimizer, objective = _optimizer(parts, model, curriculum), parts.objective.use_tokenizer(tokenizer)
     values, hashes = checks.public(config), {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
     trainer = Trainer(
@@ -338,15 +342,18 @@ def _fresh_model(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> Any:
     return model
 
 
-def _optimizer(parts: Parts, model: Any) -> Any:
+def _optimizer(parts: Parts, model: Any, curriculum: CurriculumTrainingManager) -> Any:
     """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default."""
-    from babylm_train.optim import group_parameters
+    from babylm_train.optim import group_parameters, set_decay_horizon
 
-    make = parts.optimizer
+    make, horizon = parts.optimizer, parts.decay_horizon
     declared = inspect.signature(make.func).parameters.get("weight_decay")
-    decay = make.keywords.get("weight_decay", declared.default if declared else 0.0)
+    decay = 1.0 if horizon else make.keywords.get("weight_decay", declared.default if declared else 0.0)
     with name_errors("optimizer", make):
-        return make(group_parameters(model, decay, parts.trainer.no_decay))
+        optimizer = make(group_parameters(model, decay, parts.trainer.no_decay))
+    if horizon:
+        set_decay_horizon(optimizer, horizon, curriculum.targets.sum() / curriculum.targets_per_update)
+    return optimizer
 
 
 def _milestones(

@@ -45,7 +45,7 @@ class DamagedError(InputError):
     """A checkpoint whose bytes are not those that were written."""
 
 
-PARTS = ("state", "model", "optimizer", "scheduler", "scaler", "curriculum", "rng")
+PARTS = ("state", "model", "optimizer", "scheduler", "scaler", "curriculum", "average", "rng")
 
 
 class Plain(pydantic.BaseModel):

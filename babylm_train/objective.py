@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MASKING, EVALUATION = 0x3A5C, 0xE7A1  # keep these draws apart from other uses of the seed
+MASKING, REPLACING, EVALUATION = 0x3A5C, 0x5B2D, 0xE7A1  # keep these draws apart from other uses of the seed
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -54,8 +54,36 @@ class Objective:
         raise NotImplementedError
 
 
+@arguments(frozen=False)
 class CausalObjective(Objective):
-    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch."""
+    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch.
+
+    Args:
+        replaced_share: of a row's inputs that training replaces by other tokens, at first; it falls linearly to none at
+            the end of the budget. What is to be predicted stays.
+        seed: of the draws, with the epoch and the row.
+    """
+
+    replaced_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Takes the ids that may stand in for a token."""
+        self.mark, self.others = int(tokenizer.eos_token_id), list_words(tokenizer)
+        return self
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with some inputs replaced."""
+        import torch
+
+        if not self.replaced_share:
+            return batch
+        inputs, share = batch.inputs.numpy().copy(), self.replaced_share * (1 - batch.progress)
+        for row, ids in enumerate(inputs):
+            rng = np.random.default_rng([self.seed, REPLACING, batch.epoch, batch.first_row + row])
+            chosen = (rng.random(len(ids)) < share) & (ids != self.mark)
+            ids[chosen] = self.others[rng.integers(0, len(self.others), len(ids))][chosen]
+        return replace(batch, inputs=torch.from_numpy(inputs))
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's valid targets: a float32 scalar.
@@ -108,7 +136,7 @@ class MaskedObjective(Objective):
         if tokenizer.mask_token_id is None:
             raise InputError("the tokenizer has no mask token, which this objective hides tokens with")
         self.mark, self.mask = int(tokenizer.eos_token_id), int(tokenizer.mask_token_id)
-        self.others = np.setdiff1d(np.arange(len(tokenizer)), np.array(tokenizer.all_special_ids))
+        self.others = list_words(tokenizer)
         return self
 
     def rate(self, progress: float) -> float:
@@ -211,6 +239,11 @@ class HybridObjective(MaskedObjective):
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's targets: a float32 scalar."""
         return super().__call__(model, batch) if batch.both_ways else CausalObjective()(model, batch)
+
+
+def list_words(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The ids that stand for text: all but the special ones."""
+    return np.setdiff1d(np.arange(len(tokenizer)), np.array(tokenizer.all_special_ids))
 
 
 def split_in_turns(candidates: np.ndarray, passes: int, first_row: int) -> Iterator[np.ndarray]:

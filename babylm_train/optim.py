@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,23 +21,26 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
+    from babylm_train.options import Average
+
 log = logging.getLogger(__name__)
 
 KINDS = ("norm", "bias", "embedding")
 
 
 def group_parameters(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = KINDS) -> list[dict[str, Any]]:
-    """Two groups for a torch optimizer: decayed, and not decayed.
+    """Groups for a torch optimizer: matrices of the body (`matrix`) before the rest, decayed before not decayed.
 
     Args:
         model: its trainable parameters are taken once each (tied weights are embeddings).
-        weight_decay: of the first group.
+        weight_decay: of the decayed groups.
         no_decay: kinds of parameters without decay: `norm` (weights of normalisation layers), `bias`, `embedding`.
     """
     from torch import nn
 
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     # embeddings first: a head tied to them is the same parameter
     for module in sorted(model.modules(), key=lambda m: not isinstance(m, nn.Embedding)):
         kind = "norm" if "norm" in type(module).__name__.lower() else "weight"
@@ -45,9 +49,71 @@ def group_parameters(model: nn.Module, weight_decay: float, no_decay: Sequence[s
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 named = "bias" if name == "bias" and kind != "embedding" else kind
-                groups[named not in no_decay].append(parameter)
-    decays = {True: weight_decay, False: 0.0}
-    return [{"params": params, "weight_decay": decays[kind]} for kind, params in groups.items() if params]
+                matrix = named == "weight" and parameter.dim() == 2 and module is not head
+                groups.setdefault((matrix, named not in no_decay), []).append(parameter)
+    return [
+        {"params": groups[matrix, decayed], "weight_decay": weight_decay if decayed else 0.0, "matrix": matrix}
+        for matrix, decayed in sorted(groups, reverse=True)
+    ]
+
+
+def set_decay_horizon(optimizer: Optimizer, horizon: float, updates_per_pass: float) -> None:
+    """Sets each decayed group's weight decay to 1 / (lr x updates a pass x horizon), as decoupled decay reads it.
+
+    At the peak rate decay alone then divides a weight by e in `horizon` passes (Wang and Aitchison 2024).
+    """
+    for group in optimizer.param_groups:
+        if group["weight_decay"]:
+            group["weight_decay"] = 1 / (group["lr"] * updates_per_pass * horizon)
+
+
+class RunningAverage:
+    """A mean of a model's weights over updates, as `kind` says; of nothing where it asks for none."""
+
+    def __init__(self, model: nn.Module, kind: Average, total_updates: int, epochs: int) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad and (kind.half_life or kind.last)]
+        self.weights = [p.detach().clone() for p in self.parameters]
+        self.half_life = kind.half_life and kind.half_life * total_updates / epochs  # in updates
+        self.start, self.count = (1 - kind.last) * total_updates if kind.last else 0.0, 0
+
+    def update(self, updates: int) -> None:
+        """Takes in the weights as they are after so many updates."""
+        import torch
+
+        if self.weights and updates > self.start:
+            share = 1 - 0.5 ** (1 / self.half_life) if self.half_life and self.count else 1 / (self.count + 1)
+            torch._foreach_lerp_(self.weights, [p.detach() for p in self.parameters], share)
+            self.count += 1
+
+    @contextlib.contextmanager
+    def applied(self, optimizer: Any) -> Iterator[None]:
+        """Inside, the model has the weights that are evaluated and exported: the mean, or the optimizer's own."""
+        set_mode(optimizer, "eval")
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+            set_mode(optimizer, "train")
+
+    def _swap(self) -> None:
+        for i, parameter in enumerate(self.parameters if self.count else ()):
+            parameter.data, self.weights[i] = self.weights[i], parameter.data
+
+    def state_dict(self) -> dict[str, Any]:
+        """What load_state_dict takes."""
+        return {"weights": self.weights, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues a mean. Raises ValueError: it is that of another model."""
+        for mine, saved in zip(self.weights, state["weights"], strict=True):
+            mine.copy_(saved)
+        self.count = state["count"]
+
+
+def set_mode(optimizer: Any, mode: Literal["train", "eval"]) -> None:
+    """Some optimizers (schedule-free ones) train other weights than those that are to be used, and switch by this."""
+    getattr(optimizer, mode, lambda: None)()
 
 
 def resolve_warmup(total_updates: int, warmup_steps: int | None, warmup_ratio: float | None) -> int:

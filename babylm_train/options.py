@@ -24,6 +24,24 @@ class EarlyStopping:
 
 
 @arguments()
+class Average:
+    """A running mean of the weights, which is what is evaluated, exported and kept as best; both None: no mean.
+
+    half_life: of an exponential mean, in epochs. last: share of the run, at its end, whose weights count alike.
+    """
+
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    last: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def check_kind(self) -> Average:
+        """Is it one mean? Raises InputError."""
+        if self.half_life is not None and self.last is not None:
+            raise InputError("trainer.average.half_life and trainer.average.last are both given: set one to null")
+        return self
+
+
+@arguments()
 class TrainerOptions:
     """How long and how to train; rows and updates are the units, `*_every` counts updates.
 
@@ -44,6 +62,7 @@ class TrainerOptions:
     save_every: Count | None = None
     keep_last: Count = 2
     early_stopping: EarlyStopping = EarlyStopping()
+    average: Average = Average()
     gradient_checkpointing: bool = False
     compile: bool = False
     profile: bool = False

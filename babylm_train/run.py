@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from babylm_train import __version__
-from babylm_train.checkpoint import Checkpoints, find_checkpoint, load
+from babylm_train.checkpoint import Checkpoints, find_checkpoint, load, refuse_misfits
 from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
 from babylm_train.files import storage_errors, write_bytes, write_json, write_text
 
@@ -198,30 +198,40 @@ def _copy_record(source: Path, target: Path, size: int) -> None:
 
 def finish(run: Run, directory: Path) -> dict[str, Any]:
     """Evaluates, exports and samples the weights that `trainer.export` decides; scores the built-in pairs."""
+    trainer = run.trainer
+    exported = asdict(trainer.state)
+    if trainer.options.export == "best" and trainer.state.best_update != trainer.state.updates:
+        best = trainer.checkpoints.best(trainer.state.best_update)[1]
+        with refuse_misfits():
+            for name in ("model", "optimizer", "average"):
+                getattr(trainer, name).load_state_dict(best[name])
+        exported = best["state"]
+    with trainer.average.applied(trainer.optimizer):
+        values = export(run, directory)
+    values |= {"exported_update": exported["updates"], "exported_words": exported["words"]}
+    if trainer.average.count:
+        values["raw_bits_per_byte"] = trainer.state.raw_bits_per_byte
+    return {**values, "seconds": round(trainer.seconds, 2)}
+
+
+def export(run: Run, directory: Path) -> dict[str, Any]:
+    """Writes the weights that the model has into model/; their figures, samples and pairs."""
     from babylm_train.babylm.milestones import revisions
     from babylm_train.evaluation.loss import sample
     from babylm_train.evaluation.pairs import score_pairs, texts_cut
     from babylm_train.model.export import write_model
 
-    trainer, model = run.trainer, run.trainer.model
-    exported = asdict(trainer.state)
-    if trainer.options.export == "best" and trainer.state.best_update != trainer.state.updates:
-        best = trainer.checkpoints.best(trainer.state.best_update)[1]
-        model.load_state_dict(best["model"])
-        exported = best["state"]
-    final = trainer.evaluate()
-    objective = trainer.objective
+    model, objective, final = run.trainer.model, run.trainer.objective, run.trainer.evaluate()
     like = [path for path, _ in revisions(directory / "milestones")]
     write_model(model, run.tokenizer, directory / "model", objective.backends, like=like)
     samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.seed)
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
-    values |= {"exported_update": exported["updates"], "exported_words": exported["words"]}
-    values["likelihood"] = objective.likelihood
+    values |= {"likelihood": objective.likelihood, "samples": samples}
     if run.corpus.pairs:
         backend = objective.backends[0]
         values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=backend)
         values["texts_cut"] = texts_cut(run.tokenizer, run.corpus.pairs, backend)
-    return {**values, "seconds": round(trainer.seconds, 2), "samples": samples}
+    return values
 
 
 def summarise_run(run: Run) -> dict[str, Any]:

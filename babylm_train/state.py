@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,6 +86,7 @@ class RunState:
     val_loss: float | None = None
     perplexity: float | None = None
     bits_per_byte: float | None = None
+    raw_bits_per_byte: float = math.inf  # the lowest of an evaluation's without trainer.average
     best_loss: float | None = None  # of trainer.metric: a validation loss, or 1 - an accuracy
     best_update: int = 0
     stop_loss: float | None = None  # what early stopping compares with
@@ -110,6 +112,13 @@ class RunState:
         """The next epoch begins."""
         self.epoch_loss = self.epoch_nats / self.epoch_targets
         self.epoch, self.epoch_update, self.epoch_nats, self.epoch_targets = self.epoch + 1, 0, 0.0, 0
+
+    def describe_epoch(self, part: EpochSlice, epochs: int) -> str:
+        """The epoch that has just ended, in one line."""
+        pool = f"{len(part.pool):,} documents at threshold {part.threshold:.2f}"
+        loss = f"loss {self.epoch_loss:.4f}, val loss {self.val_loss:.4f}, bits per byte {self.bits_per_byte:.4f}"
+        done = f"{self.updates} updates, {self.words:,} words" + ", stopped early" * self.stopped
+        return f"epoch {self.epoch}/{epochs}: {pool}; {loss}; {done}; checkpoint_epoch_{self.epoch}.pt"
 
     def judge(self, loss: float, patience: int | None, min_delta: float) -> bool:
         """Takes in an evaluation's loss: is it the best so far? Sets `stopped` after `patience` that are not better."""

@@ -19,7 +19,8 @@ from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.metrics import Record
 from babylm_train.model.forward import Forward
-from babylm_train.state import LOSS, Batch, EpochSlice, Evaluation, RunState
+from babylm_train.optim import RunningAverage, set_mode
+from babylm_train.state import LOSS, Batch, Evaluation, RunState
 from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from babylm_train.optim import Precision
     from babylm_train.options import TrainerOptions
 
-STATEFUL = ("model", "optimizer", "scheduler", "scaler", "curriculum")
+STATEFUL = ("model", "optimizer", "scheduler", "scaler", "curriculum", "average")
 MAX_SKIPPED = 20  # overflows of fp16 in a row before the run counts as diverged
 
 
@@ -80,6 +81,7 @@ class Trainer:
         self.forward, self.eager = Forward(model, options.compile, options.batch_size), Forward(model)
         self.state, self.saved_at, self.bar = RunState(), -1, tqdm(disable=True)
         self.seconds_before, self.began = 0.0, time.perf_counter()
+        self.average = RunningAverage(model, options.average, self.curriculum.total_updates, self.curriculum.epochs)
         peak = peak_flops(self.device, self.precision.inside, torch.get_float32_matmul_precision())
         self.meter = Meter(flops_per_token(model, self.max_length), peak, self.device)
         if self.device.type == "cpu":
@@ -88,9 +90,7 @@ class Trainer:
     def train(self) -> RunState:
         """Trains to the end of the budget, or until early stopping; goes on from the state that was loaded.
 
-        Raises:
-            DivergedError: see make_update. PreemptedError: `should_stop` asked for it; the state is saved.
-            StorageError: a checkpoint or the record could not be written.
+        Raises DivergedError, PreemptedError (the state is saved), StorageError (a file could not be written).
         """
         state, total = self.state, self.curriculum.total_updates
         if state.updates == 0:
@@ -113,6 +113,7 @@ class Trainer:
         if state.epoch_update == 0:
             self._log_epoch()
         self.model.train()
+        set_mode(self.optimizer, "train")
         for index in range(state.epoch_update, part.updates):
             with self.meter.waiting():
                 batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
@@ -120,7 +121,8 @@ class Trainer:
             _, norm = self.make_update(batches)
             end_update()
             if self.milestones is not None and self.milestones.reached(words, state.words):
-                self.milestones.passed(words, state)
+                with self.average.applied(self.optimizer):
+                    self.milestones.passed(words, state)
             last = index + 1 == part.updates or state.updates == self.curriculum.total_updates
             if last or _due(state.updates, options.log_every):
                 self._log_update(part.threshold, rate, norm)
@@ -133,7 +135,7 @@ class Trainer:
             if names:
                 self.save_checkpoint(names + [BEST] * improved)
             if last:
-                self._print_epoch(part)
+                tqdm.write(state.describe_epoch(part, self.curriculum.epochs))
             if self.should_stop() and state.updates < self.curriculum.total_updates:
                 if self.saved_at != state.updates:
                     self.save_checkpoint([f"checkpoint_step_{state.updates}.pt"])
@@ -180,11 +182,12 @@ class Trainer:
             raise DivergedError(f"update {state.updates + 1} ({where}): {what}; it was not applied")
         self.scheduler.step()
         state.count_update(nats, targets, tokens, sum(batch.words for batch in batches), tries - 1)
+        self.average.update(state.updates)
         self.bar.update()
         return nats / targets, norm
 
     def evaluate(self) -> Evaluation:
-        """Exact loss over the validation split, in float32."""
+        """Exact loss of the model's weights over the validation split, in float32."""
         with self.meter.aside():
             return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
 
@@ -247,17 +250,21 @@ class Trainer:
         state, stopping = self.state, self.options.early_stopping
         if state.evaluated == state.updates:
             return False
-        result = self.evaluate()
+        raw = self.evaluate() if self.average.count else None
+        with self.average.applied(self.optimizer):
+            result, pairs = self.evaluate(), self.pairs()
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.updates}")
         values = {f"val/{name}": value for name, value in result.figures().items()}
-        values |= {f"pairs/{name}": value for name, value in self.pairs().items()}
+        values |= {f"pairs/{name}": value for name, value in pairs.items()}
+        values |= {f"val/raw_{name}": value for name, value in raw.figures().items()} if raw else {}
         if (metric := self.options.metric) not in values:
             raise InputError(f"trainer.metric must be one of {', '.join(values)}, got {metric}")
         watched = values[metric] if metric == LOSS else 1 - values[metric]
         self._log(values | ({"train/epoch_loss": state.epoch_loss} if state.epoch_update == 0 else {}))
         self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
         state.val_loss, state.perplexity, state.bits_per_byte = result.loss, result.perplexity, result.bits_per_byte
+        state.raw_bits_per_byte = min(state.raw_bits_per_byte, (raw or result).bits_per_byte)
         return state.judge(watched, stopping.patience, stopping.min_delta)
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -267,13 +274,6 @@ class Trainer:
         values = {"step": state.updates, "epoch": epoch, "tokens": state.tokens, "words": state.words, **values}
         self.record.log(**values)
         self.logger.log(values, state.updates)
-
-    def _print_epoch(self, part: EpochSlice) -> None:
-        state, pool = self.state, f"{len(part.pool):,} documents at threshold {part.threshold:.2f}"
-        loss = f"loss {state.epoch_loss:.4f}, val loss {state.val_loss:.4f}, bits per byte {state.bits_per_byte:.4f}"
-        done = f"{state.updates} updates, {state.words:,} words" + ", stopped early" * state.stopped
-        name = f"checkpoint_epoch_{state.epoch}.pt"
-        tqdm.write(f"epoch {state.epoch}/{self.curriculum.epochs}: {pool}; {loss}; {done}; {name}")
 
 
 def _due(update: int, every: int | None) -> bool:

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny import VOCABULARY, hybrid, masked, model_of, random_split
+from tiny import VOCABULARY, Tokenizer, hybrid, masked, model_of, random_split
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.errors import InputError
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.objective import split_in_turns
+from babylm_train.objective import CausalObjective, split_in_turns
 from babylm_train.options import EarlyStopping
 from babylm_train.state import IGNORE, Batch
 
@@ -37,6 +37,24 @@ def test_what_is_predicted_from_where():
     shifted = hybrid(**everything).prepare(replace(two_documents(), update=3))
     assert shifted.inputs.tolist() == plain.inputs.tolist()
     assert shifted.targets.tolist() == [[3, 4, 5, IGNORE, 6, 7, IGNORE, IGNORE]]
+
+
+def test_replaced_inputs_are_the_rows_own_and_end_with_the_run():
+    objective = CausalObjective(replaced_share=0.5, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
+    tokens = torch.arange(3, 35).repeat(64, 1)
+    tokens[:, ::8] = MARK
+    batch = Batch(tokens, tokens, tokens, tokens=64 * 32, words=0, first_row=8)
+    found = objective.prepare(batch).inputs
+    assert (
+        (found != tokens).float().mean() - 0.5 * 28 / 32 * 36 / 37
+    ).abs() < 0.05  # 28 of 32 are words; 1 in 37 draws itself
+    assert torch.equal(found[:, ::8], tokens[:, ::8])
+    assert int(found.min()) == MARK
+    assert not torch.isin(torch.tensor([1, 2]), found).any()  # the other special ids
+    half = objective.prepare(replace(batch, inputs=tokens[:5], first_row=40)).inputs
+    assert torch.equal(half, found[32:37])
+    assert not torch.equal(objective.prepare(replace(batch, epoch=1)).inputs, found)
+    assert torch.equal(objective.prepare(replace(batch, progress=1.0)).inputs, tokens)
 
 
 def test_the_hybrid_masks_its_share_of_the_updates_evenly():

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import LENGTH, VOCABULARY, hybrid
+from tiny import LENGTH, VOCABULARY, Tokenizer, hybrid
 
 from babylm_train.checkpoint import BEST, load
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import summarise
+from babylm_train.muon import Muon
 from babylm_train.objective import CausalObjective
 from babylm_train.optim import Precision, schedule
-from babylm_train.options import EarlyStopping, TrainerOptions
+from babylm_train.options import Average, EarlyStopping, TrainerOptions
 from babylm_train.run import find_start, restore
 from babylm_train.state import IGNORE, Batch
 
@@ -33,6 +34,29 @@ def batch_of(rows: int, valid: list[int], seed: int) -> Batch:
     for row, count in enumerate(valid):
         targets[row, count:] = IGNORE
     return Batch(inputs, targets, torch.arange(LENGTH).expand(rows, -1), tokens=sum(valid), words=sum(valid))
+
+
+def muon(parameters) -> Muon:
+    parameters = list(parameters)
+    matrices, rest = ([p for p in parameters if (p.dim() == 2) is kind] for kind in (True, False))
+    return Muon([{"params": matrices, "matrix": True}, {"params": rest, "matrix": False}], lr=1e-2)
+
+
+def replacing() -> CausalObjective:
+    return CausalObjective(replaced_share=0.2, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
+
+
+def test_an_average_is_what_is_evaluated_and_changes_no_update(make_trainer):
+    plain, averaged = make_trainer("plain"), make_trainer("averaged", average=Average(last=0.5))
+    for trainer in (plain, averaged):
+        seed_all(7)
+        trainer.train()
+    assert same(plain.model.state_dict().values(), averaged.model.state_dict().values())
+    assert averaged.state.raw_bits_per_byte == plain.state.raw_bits_per_byte
+    assert averaged.state.val_loss != plain.state.val_loss
+    with averaged.average.applied(averaged.optimizer):
+        assert averaged.evaluate().loss == averaged.state.val_loss
+    assert averaged.evaluate().loss == plain.state.val_loss
 
 
 def test_the_update_is_the_mean_over_valid_targets(make_trainer):
@@ -79,12 +103,13 @@ RESUMED = {
     "plain": dict,
     "scaled": lambda: {"precision": SCALED(initial_scale=2.0**127, growth_interval=3)},
     "hybrid": lambda: {"objective": hybrid()},  # stopped before a causal and before a masked update
+    "recipe": lambda: {"optimizer": muon, "average": Average(half_life=0.5), "objective": replacing()},
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "stops"),
-    [("plain", [1]), ("plain", [13, 14]), ("scaled", [1, 8]), ("hybrid", [4, 7])],
+    [("plain", [1]), ("plain", [13, 14]), ("scaled", [1, 8]), ("hybrid", [4, 7]), ("recipe", [4, 9])],
 )
 def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind, stops):
     """Dropout and accumulation on; stopped mid-epoch and at epoch ends; log window cut by the stop."""
