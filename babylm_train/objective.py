@@ -54,36 +54,8 @@ class Objective:
         raise NotImplementedError
 
 
-@arguments(frozen=False)
 class CausalObjective(Objective):
-    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch.
-
-    Args:
-        replaced_share: of a row's inputs that training replaces by other tokens, at first; it falls linearly to none at
-            the end of the budget. What is to be predicted stays.
-        seed: of the draws, with the epoch and the row.
-    """
-
-    replaced_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Takes the ids that may stand in for a token."""
-        self.mark, self.others = int(tokenizer.eos_token_id), list_words(tokenizer)
-        return self
-
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch with some inputs replaced."""
-        import torch
-
-        if not self.replaced_share:
-            return batch
-        inputs, share = batch.inputs.numpy().copy(), self.replaced_share * (1 - batch.progress)
-        for row, ids in enumerate(inputs):
-            rng = np.random.default_rng([self.seed, REPLACING, batch.epoch, batch.first_row + row])
-            chosen = (rng.random(len(ids)) < share) & (ids != self.mark)
-            ids[chosen] = self.others[rng.integers(0, len(self.others), len(ids))][chosen]
-        return replace(batch, inputs=torch.from_numpy(inputs))
+    """Next-token prediction: -log p(token | the tokens before it in its document), summed over the batch."""
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's valid targets: a float32 scalar.
@@ -95,6 +67,36 @@ class CausalObjective(Objective):
         if getattr(model, "linear_head", False):
             return model.sum_loss(batch.inputs, batch.targets, **options)
         return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
+
+
+@arguments(frozen=False)
+class ReplacedObjective(CausalObjective):
+    """Next-token prediction of which training sees some inputs replaced, which takes longer to learn by heart.
+
+    Args:
+        replaced_share: of a row's inputs that training replaces by other tokens, at first; it falls linearly to none at
+            the end of the budget. What is to be predicted stays.
+        seed: of the draws, with the epoch and the row.
+    """
+
+    replaced_share: Annotated[float, Field(ge=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Takes the ids that may stand in for a token."""
+        self.mark, self.others = int(tokenizer.eos_token_id), list_words(tokenizer)
+        return self
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with some inputs replaced."""
+        import torch
+
+        inputs, share = batch.inputs.numpy().copy(), self.replaced_share * (1 - batch.progress)
+        for row, ids in enumerate(inputs):
+            rng = np.random.default_rng([self.seed, REPLACING, batch.epoch, batch.first_row + row])
+            chosen = (rng.random(len(ids)) < share) & (ids != self.mark)
+            ids[chosen] = self.others[rng.integers(0, len(self.others), len(ids))][chosen]
+        return replace(batch, inputs=torch.from_numpy(inputs))
 
 
 @arguments(frozen=False)

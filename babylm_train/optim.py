@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -198,6 +196,8 @@ class Precision:
         """The gradient scaler; one that does nothing where loss_scaling is off. Sets the matmul rounding."""
         import torch
 
+        from babylm_train.throughput import has_bf16
+
         slow = device.type == "cpu" and not has_bf16() and "bfloat16 instructions, which this CPU has not"
         if device.type == "cpu" and self.dtype == "float16":
             log.warning("precision=fp16 is about 50 times slower than fp32 on a CPU")
@@ -219,11 +219,3 @@ class Precision:
         import torch
 
         return torch.autocast(device.type, self.inside, enabled=self.dtype != "float32")
-
-
-@functools.cache
-def has_bf16() -> bool:
-    """Does this CPU multiply bfloat16 in hardware? Without /proc/cpuinfo the answer is no."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    return "avx512_bf16" in text or "amx_bf16" in text or " bf16" in text

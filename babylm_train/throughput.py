@@ -248,3 +248,11 @@ def _state_bytes(optimizer: Optimizer) -> int:
         for value in clone.state[small[id(p)]].values()
         if isinstance(value, torch.Tensor) and value.shape == small[id(p)].shape
     )
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Does this CPU multiply bfloat16 in hardware? Without /proc/cpuinfo the answer is no."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text or " bf16" in text

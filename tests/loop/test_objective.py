@@ -13,7 +13,7 @@ from tiny import VOCABULARY, Tokenizer, hybrid, masked, model_of, random_split
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.errors import InputError
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.objective import CausalObjective, split_in_turns
+from babylm_train.objective import ReplacedObjective, split_in_turns
 from babylm_train.options import EarlyStopping
 from babylm_train.state import IGNORE, Batch
 
@@ -40,7 +40,7 @@ def test_what_is_predicted_from_where():
 
 
 def test_replaced_inputs_are_the_rows_own_and_end_with_the_run():
-    objective = CausalObjective(replaced_share=0.5, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
+    objective = ReplacedObjective(replaced_share=0.5, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
     tokens = torch.arange(3, 35).repeat(64, 1)
     tokens[:, ::8] = MARK
     batch = Batch(tokens, tokens, tokens, tokens=64 * 32, words=0, first_row=8)

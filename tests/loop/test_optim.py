@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import model_of
 
-from babylm_train import muon, optim
+from babylm_train import muon, throughput
 from babylm_train.errors import InputError
 from babylm_train.optim import Precision, RunningAverage, group_parameters, schedule, set_decay_horizon
 from babylm_train.options import Average
@@ -153,7 +153,7 @@ def test_an_optimizers_modes_are_asked_for():
 
 @pytest.mark.parametrize(("dtype", "matmul"), [("bfloat16", "highest"), ("float32", "medium")])
 def test_a_cpu_without_bfloat16_is_told_and_keeps_exact_products(dtype, matmul, monkeypatch, caplog):
-    monkeypatch.setattr(optim, "has_bf16", lambda: False)
+    monkeypatch.setattr(throughput, "has_bf16", lambda: False)
     Precision(dtype, matmul).scaler(torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
     assert "bfloat16" in caplog.text

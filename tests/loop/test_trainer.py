@@ -16,7 +16,7 @@ from babylm_train.checkpoint import BEST, load
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import summarise
 from babylm_train.muon import Muon
-from babylm_train.objective import CausalObjective
+from babylm_train.objective import CausalObjective, ReplacedObjective
 from babylm_train.optim import Precision, schedule
 from babylm_train.options import Average, EarlyStopping, TrainerOptions
 from babylm_train.run import find_start, restore
@@ -42,8 +42,8 @@ def muon(parameters) -> Muon:
     return Muon([{"params": matrices, "matrix": True}, {"params": rest, "matrix": False}], lr=1e-2)
 
 
-def replacing() -> CausalObjective:
-    return CausalObjective(replaced_share=0.2, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
+def replacing() -> ReplacedObjective:
+    return ReplacedObjective(replaced_share=0.2, seed=3).use_tokenizer(Tokenizer(VOCABULARY))
 
 
 def test_an_average_is_what_is_evaluated_and_changes_no_update(make_trainer):
