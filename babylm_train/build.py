@@ -286,7 +286,8 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
         milestones=_milestones(parts, directory / "milestones", model, tokenizer, validation),
         pairs=_pairs(parts, corpus, model, tokenizer),
     )
-    made_of = (getattr(part, "outside_text", None) for part in (parts.tokenizer, parts.curriculum.strategy))
+    strategy = parts.curriculum.strategy
+    made_of = (getattr(p, "outside_text", None) for p in (parts.tokenizer, strategy, getattr(strategy, "base", None)))
     outside = [text for text in made_of if text]  # a user's own part may not say
     config_hash, name = checks.config_hash(config), directory.name
     return Run(trainer, tokenizer, corpus, values, config_hash, name, parts.study, parts.seed, parts.track, outside)

@@ -262,7 +262,7 @@ class Trainer:
             raise InputError(f"trainer.metric must be one of {', '.join(values)}, got {metric}")
         watched = values[metric] if metric == LOSS else 1 - values[metric]
         self._log(values | ({"train/epoch_loss": state.epoch_loss} if state.epoch_update == 0 else {}))
-        self.curriculum.report_performance(result.loss, self.curriculum.progress_at(state.epoch, state.epoch_update))
+        self.curriculum.report_performance(result.loss, state.epoch, state.epoch_update)
         state.val_loss, state.perplexity, state.bits_per_byte = result.loss, result.perplexity, result.bits_per_byte
         state.raw_bits_per_byte = min(state.raw_bits_per_byte, (raw or result).bits_per_byte)
         return state.judge(watched, stopping.patience, stopping.min_delta)

@@ -1,23 +1,21 @@
-"""What a run trains on, and when. Here: the rule by which validation losses move a threshold, which the strategy
-`dynamic` and the schedule `performance` share."""
+"""What a run trains on, and when. Here: how validation losses move a threshold, for `dynamic` and `performance`."""
 
 from collections.abc import Sequence
 
 
-def move_threshold(
-    threshold: float, losses: Sequence[float], *, window: int, rate: float, low: float, high: float
+def follow_losses(
+    losses: Sequence[float], start: float, *, window: int, rate: float, low: float, high: float, held: int = 0
 ) -> float:
-    """`threshold` after the last of `losses`: `rate` up if they improved, else down, within [low, high].
+    """The threshold after `losses`: from `start`, each but the first `held` moves it by `rate`, within [low, high].
 
-    They improved if, of the last `window`, the mean of the last half is lower than that of the first half. While there
-    are fewer, those that there are count; of an odd number the middle one belongs to the first half. One alone moves
-    nothing; a NaN is no improvement.
+    Up if, of the last `window` losses, the mean of the last half is lower than that of the first half, which has the
+    middle one of an odd number; else down. The very first moves nothing: it has none to be compared with.
     """
-    recent = losses[-window:]
-    half = len(recent) // 2
-    if half == 0:
-        return threshold
-    first, last = recent[:-half], recent[-half:]
-    better = sum(last) / len(last) < sum(first) / len(first)
-    # Rounded, so that up and down again is where it was.
-    return min(max(round(threshold + (rate if better else -rate), 12), low), high)
+    threshold = start
+    for end in range(max(held + 1, 2), len(losses) + 1):
+        recent = losses[max(end - window, 0) : end]
+        half = len(recent) // 2
+        better = sum(recent[-half:]) / half < sum(recent[:-half]) / (len(recent) - half)
+        # Rounded, so that up and down again is where it was.
+        threshold = min(max(round(threshold + (rate if better else -rate), 12), low), high)
+    return threshold

@@ -1,21 +1,18 @@
 """Schedules: which share of the training data is admitted at which point of the run.
 
-Every schedule is a pure function of progress and of the validations so far. In the docstrings s is start_threshold, e
-end_threshold, w = warmup_epochs / epochs the share of the run held at s, and
+In the docstrings s is start_threshold, e end_threshold, w = warmup_epochs / epochs the share of the run held at s, and
 
     q = clip((p - w) / (1 - w - 1 / epochs), 0, 1)
 
-so that the last epoch runs at e. With w = 1, or one epoch, the threshold is e throughout. Arguments out of range raise
-ValidationError, or InputError where two of them do not fit; both name them.
+so that the last epoch runs at e. With w = 1, or one epoch, the threshold is e throughout.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from babylm_train.curriculum import move_threshold
+from babylm_train.curriculum import follow_losses
 from babylm_train.errors import InputError, arguments
 
 KEY = "curriculum.schedule"
@@ -23,46 +20,35 @@ ROUNDING = 1e-12  # progress is a quotient: 1 - 1/epochs and (epochs - 1)/epochs
 
 History = Sequence[tuple[float, float]]  # (progress, validation loss) of each validation, oldest first
 Share = Annotated[float, Field(gt=0, le=1)]  # of the training data
-Epochs = Annotated[float, Field(gt=0)]
 
 
-class Schedule:
-    """What every schedule shares. Subclasses give `threshold`."""
+@arguments()
+class FullSchedule:
+    """All data always: no curriculum. What every schedule can do."""
 
     adaptive: ClassVar[bool] = False  # True: it reads the history
 
     def threshold(self, progress: float, history: History = ()) -> float:
-        """Share of the data in (0, 1] at `progress` in [0, 1], after every validation in `history`, if it is read."""
-        raise NotImplementedError
+        """Share of the data in (0, 1] at `progress` in [0, 1]."""
+        return 1.0
 
     def upper_bound(self, progress: float) -> float:
-        """The largest threshold possible at `progress`: the threshold itself where no history is read."""
+        """The largest threshold possible at `progress`, whatever the history."""
         return self.threshold(progress)
 
 
 @arguments()
-class FullSchedule(Schedule):
-    """All data always: no curriculum."""
+class LinearSchedule(FullSchedule):
+    """s + (e - s) q."""
 
-    def threshold(self, progress: float, history: History = ()) -> float:
-        return 1.0
-
-
-@arguments()
-class GrowingSchedule(Schedule):
-    """From s to e along `_between(q)`, which a subclass gives."""
-
-    epochs: Epochs
+    epochs: Annotated[float, Field(gt=0)]
     start_threshold: Share = 0.2
     end_threshold: Share = 1.0
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        s, e = self.start_threshold, self.end_threshold
-        if s > e:
-            raise InputError(f"{KEY}.start_threshold must not exceed end_threshold, got {s} > {e}")
-        if self.warmup_epochs > self.epochs:
-            raise InputError(f"{KEY}.warmup_epochs must be in [0, {self.epochs:g}], got {self.warmup_epochs:g}")
+        if self.start_threshold > self.end_threshold:
+            raise InputError(f"{KEY}.start_threshold must not exceed end_threshold = {self.end_threshold}")
 
     def threshold(self, progress: float, history: History = ()) -> float:
         s, e, w = self.start_threshold, self.end_threshold, self.warmup_epochs / self.epochs
@@ -71,29 +57,16 @@ class GrowingSchedule(Schedule):
             return e
         if progress <= w:
             return s
-        # Here w < progress < last, so neither clip nor a zero divisor can come up. Rounded so that platforms whose
-        # powers differ in the last bit agree.
+        # Rounded, so that platforms whose powers differ in the last bit agree.
         return min(max(round(self._between((progress - w) / (last - w)), 12), s), e)
-
-    def _between(self, q: float) -> float:
-        raise NotImplementedError
-
-
-@arguments()
-class LinearSchedule(GrowingSchedule):
-    """s + (e - s) q."""
 
     def _between(self, q: float) -> float:
         return self.start_threshold + (self.end_threshold - self.start_threshold) * q
 
 
 @arguments()
-class RootSchedule(GrowingSchedule):
-    """(s^n + (e^n - s^n) q)^(1/n) with n = power: larger rises earlier, 1 is linear.
-
-    n = 2 is the root schedule of Platanios et al. 2019. They end at 1 and measure time in steps; here it ends at e, and
-    the clock is q.
-    """
+class RootSchedule(LinearSchedule):
+    """(s^n + (e^n - s^n) q)^(1/n) with n = power; n = 2: Platanios et al. 2019, who end at 1 and measure in steps."""
 
     power: Annotated[float, Field(gt=0, le=100)] = 2.0
 
@@ -103,32 +76,27 @@ class RootSchedule(GrowingSchedule):
 
 
 @arguments()
-class ExponentialSchedule(GrowingSchedule):
-    """s (e / s)^q: equal ratios in equal times. The fragment `geom` is the same."""
+class ExponentialSchedule(LinearSchedule):
+    """s (e / s)^q: equal ratios in equal times."""
 
     def _between(self, q: float) -> float:
         return self.start_threshold * (self.end_threshold / self.start_threshold) ** q
 
 
 @arguments()
-class StepSchedule(Schedule):
-    """s before step_epochs[0], then step_thresholds[i] from step_epochs[i] on; one epoch: the last of them.
+class StepSchedule(FullSchedule):
+    """s before step_epochs[0], then step_thresholds[i] from step_epochs[i] on; one epoch: the last of them."""
 
-    A step at or past the last epoch is not reached.
-    """
-
-    epochs: Epochs
+    epochs: Annotated[float, Field(gt=0)]
     start_threshold: Share = 0.2
     step_epochs: Sequence[Annotated[float, Field(ge=0)]] = (1, 2, 3)
     step_thresholds: Sequence[Share] = (0.4, 0.7, 1.0)
 
     def __post_init__(self) -> None:
         s, steps, shares = self.start_threshold, list(self.step_epochs), list(self.step_thresholds)
-        if len(steps) != len(shares) or not steps:
-            raise InputError(f"{KEY}.step_epochs and step_thresholds must be of one length, got {steps} and {shares}")
-        if any(a >= b for a, b in pairwise(steps)):
-            raise InputError(f"{KEY}.step_epochs must ascend, got {steps}")
-        if any(a > b for a, b in pairwise([s, *shares])):
+        if not steps or len(steps) != len(shares) or steps != sorted(set(steps)):
+            raise InputError(f"{KEY}.step_epochs must ascend, one for each of step_thresholds, got {steps}, {shares}")
+        if [s, *shares] != sorted([s, *shares]):
             raise InputError(f"{KEY}.step_thresholds must never fall, nor below start_threshold = {s}, got {shares}")
 
     def threshold(self, progress: float, history: History = ()) -> float:
@@ -139,14 +107,8 @@ class StepSchedule(Schedule):
 
 
 @arguments()
-class PerformanceSchedule(GrowingSchedule):
-    """Follows the validation loss, from s, and is at e from `full_at` of the run on, whatever happened.
-
-    After each validation: if the mean of the last half of `performance_window` losses is lower than that of the first
-    half, `c += adaptation_rate`, else `c -= adaptation_rate`, clamped to [s, e]. The first validation moves nothing
-    (one loss cannot be compared), and none moves it while w lasts. Always replayed from the start of `history`, so
-    there is no state to save beside it. w = 1 or one epoch: e.
-    """
+class PerformanceSchedule(LinearSchedule):
+    """From s, moved by each validation after w as `follow_losses` says; e from `full_at` of the run on."""
 
     adaptive: ClassVar[bool] = True
 
@@ -156,18 +118,12 @@ class PerformanceSchedule(GrowingSchedule):
 
     def threshold(self, progress: float, history: History = ()) -> float:
         s, e, w = self.start_threshold, self.end_threshold, self.warmup_epochs / self.epochs
-        window, rate = self.performance_window, self.adaptation_rate
         if self._is_full(progress):
             return e
-        now, losses = s, []
-        for at, loss in history:
-            losses.append(loss)
-            if at >= w:
-                now = move_threshold(now, losses, window=window, rate=rate, low=s, high=e)
-        return now
+        losses, held, rate = [loss for _, loss in history], sum(at < w for at, _ in history), self.adaptation_rate
+        return follow_losses(losses, s, window=self.performance_window, rate=rate, low=s, high=e, held=held)
 
     def upper_bound(self, progress: float) -> float:
-        """The largest threshold possible at `progress`: s while w lasts, then e."""
         held = progress < self.warmup_epochs / self.epochs and not self._is_full(progress)
         return self.start_threshold if held else self.end_threshold
 

@@ -4,36 +4,28 @@ from itertools import cycle
 
 import pytest
 import torch
-import yaml
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from babylm_train.config import CONF
+from babylm_train.config import CONF, check_command_line
 from babylm_train.errors import PreemptedError
 
 EPOCHS = 4
 STRATEGIES, SCHEDULES = (
-    sorted(CONF.glob(f"curriculum/{kind}/*.yaml"), key=lambda path: path.stem) for kind in ("strategy", "schedule")
+    sorted(path.stem for path in CONF.glob(f"curriculum/{kind}/*.yaml")) for kind in ("strategy", "schedule")
 )
-
-
-def fragment(path):
-    values = yaml.safe_load(path.read_text(encoding="utf8"))
-    for parent in values.pop("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":
-            values = yaml.safe_load((path.parent / f"{parent}.yaml").read_text(encoding="utf8")) | values
-    known = OmegaConf.create({"seed": 3, "trainer": {"epochs": EPOCHS}, "node": values})
-    return instantiate(known.node, _convert_="all")
-
-
 PAIRS = list(zip(STRATEGIES, cycle(SCHEDULES[::-1]), cycle(["single_pass", "matched"]), strict=False))
 
 
-@pytest.mark.parametrize(("strategy", "schedule", "pacing"), PAIRS, ids=lambda part: getattr(part, "stem", part))
+@pytest.mark.parametrize(("strategy", "schedule", "pacing"), PAIRS)
 def test_trains_to_the_end_and_resumes_exactly(make_trainer, strategy, schedule, pacing):
+    chosen = [f"curriculum/strategy={strategy}", f"curriculum/schedule={schedule}", f"trainer.epochs={EPOCHS}"]
+    (config,) = check_command_line(chosen)
+
     def trainer(name):
-        parts = {"strategy": fragment(strategy), "schedule": fragment(schedule)}
-        return make_trainer(name, **parts, pacing=pacing, epochs=EPOCHS, eval_every=3)
+        parts = instantiate(config.curriculum, _convert_="all")
+        return make_trainer(
+            name, strategy=parts.strategy, schedule=parts.schedule, pacing=pacing, epochs=EPOCHS, eval_every=3
+        )
 
     whole = trainer("whole")
     whole.train()

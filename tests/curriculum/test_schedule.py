@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from babylm_train.curriculum import move_threshold
+from babylm_train.curriculum import follow_losses
 from babylm_train.curriculum.schedule import (
     ExponentialSchedule,
     FullSchedule,
@@ -17,10 +17,6 @@ from babylm_train.curriculum.schedule import (
 from babylm_train.errors import InputError
 
 GROWING = [LinearSchedule, RootSchedule, ExponentialSchedule]
-
-
-def at_epochs(schedule, epochs):
-    return [round(schedule.threshold(epoch / epochs), 6) for epoch in range(epochs)]
 
 
 @pytest.mark.parametrize(
@@ -41,14 +37,13 @@ def at_epochs(schedule, epochs):
         (StepSchedule(6, 0.2, [2, 4], [0.5, 1.0]), [0.2, 0.2, 0.5, 0.5, 1.0, 1.0]),
         (StepSchedule(3, 0.2, [0], [0.5]), [0.5, 0.5, 0.5]),
         (StepSchedule(2, 0.2, [1, 5], [0.5, 1.0]), [0.2, 0.5]),
+        (StepSchedule(1), [1.0]),
     ],
 )
 def test_thresholds_by_epoch(schedule, expected):
-    assert at_epochs(schedule, len(expected)) == expected
-    assert [schedule.upper_bound(i / len(expected)) for i in range(len(expected))] == [
-        schedule.threshold(i / len(expected)) for i in range(len(expected))
-    ]
-    assert not schedule.adaptive
+    at = [epoch / len(expected) for epoch in range(len(expected))]
+    assert [round(schedule.threshold(progress), 6) for progress in at] == expected
+    assert [schedule.upper_bound(progress) for progress in at] == [schedule.threshold(progress) for progress in at]
 
 
 def test_between_epochs_the_threshold_goes_on_rising():
@@ -58,88 +53,59 @@ def test_between_epochs_the_threshold_goes_on_rising():
 
 
 def performance(**arguments):
-    return PerformanceSchedule(
-        **{"epochs": 10, "start_threshold": 0.2, "adaptation_rate": 0.1, "performance_window": 4, **arguments}
-    )
+    return PerformanceSchedule(**{"epochs": 10, "adaptation_rate": 0.1, "performance_window": 4, **arguments})
 
 
-def test_performance_follows_the_loss():
-    schedule = performance(full_at=1.0)
+def test_performance_follows_the_loss_within_its_bounds_and_ends_full():
     losses = [5.0, 4.0, 3.0, 3.5, 3.6, 3.9, 1.0]
     # window: 5 | 5 4 | 5 3 | (5 4)(3 3.5) | (4 3)(3.5 3.6) | (3 3.5)(3.6 3.9) | (3.5 3.6)(3.9 1.0)
     expected = [0.2, 0.2, 0.3, 0.4, 0.5, 0.4, 0.3, 0.4]
     history = [((i + 1) / 20, loss) for i, loss in enumerate(losses)]
-    found = [schedule.threshold(i / 20, history[:i]) for i in range(len(losses) + 1)]
+    found = [performance().threshold(i / 20, history[:i]) for i in range(len(losses) + 1)]
     assert found == pytest.approx(expected)
-    assert schedule.adaptive
-
-
-def test_performance_stays_within_its_bounds_and_ends_full():
-    falling = [(i / 100, 5.0 - i / 100) for i in range(100)]
-    rising = [(i / 100, 5.0 + i / 100) for i in range(100)]
+    falling, rising = ([(i / 100, 5.0 + sign * i / 100) for i in range(100)] for sign in (-1, 1))
     schedule = performance(end_threshold=0.45)
-    assert schedule.threshold(0.5, falling) == 0.45
-    assert schedule.threshold(0.5, rising) == 0.2
+    assert schedule.threshold(0.5, falling) == schedule.upper_bound(0.0) == 0.45
     assert schedule.threshold(0.59, rising) == 0.2
     assert schedule.threshold(0.6, rising) == schedule.threshold(1.0, rising) == 0.45
-    assert schedule.upper_bound(0.0) == 0.45
-
-
-def test_performance_up_and_down_is_exactly_where_it_was():
-    schedule = performance(performance_window=2, full_at=1.0)
-    history = [(0.0, 3.0)]
-    for i in range(40):
-        history.append((0.0, 2.0 if i % 2 == 0 else 3.0))
-    assert schedule.threshold(0.5, history) == 0.2
 
 
 def test_performance_holds_still_during_warmup():
     schedule = performance(warmup_epochs=3, performance_window=2)
     history = [(0.1, 5.0), (0.2, 4.0), (0.29, 3.0)]
-    assert schedule.threshold(0.29, history) == 0.2
+    assert schedule.threshold(0.29, history) == schedule.upper_bound(0.2) == 0.2
     assert schedule.threshold(0.4, [*history, (0.4, 2.0)]) == pytest.approx(0.3)
-    assert schedule.upper_bound(0.2) == 0.2
     assert schedule.upper_bound(0.3) == 1.0
-
-
-@pytest.mark.parametrize("arguments", [{"epochs": 1}, {"warmup_epochs": 10}])
-def test_performance_of_one_epoch_or_all_warmup_is_full(arguments):
-    assert performance(**arguments).threshold(0.0) == 1.0
-    assert performance(**arguments).upper_bound(0.0) == 1.0
+    for full in (performance(epochs=1), performance(warmup_epochs=10)):
+        assert full.threshold(0.0) == full.upper_bound(0.0) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("losses", "window", "expected"),
+    ("losses", "window", "held", "expected"),
     [
-        ([], 4, 0.5),
-        ([3.0, 2.0], 4, 0.6),
-        ([2.0, 2.0], 4, 0.4),
-        ([1.0, 9.0, 4.0], 4, 0.6),  # the middle one belongs to the first half: (1 + 9) / 2 > 4
-        ([9.0, 1.0, 3.0, 5.0, 3.0], 5, 0.6),  # (9 + 1 + 3) / 3 > (5 + 3) / 2
-        ([9.0, 9.0, 1.0, 2.0], 2, 0.4),  # only the window counts
-        ([2.0, float("nan")], 4, 0.4),
-        ([float("inf"), 2.0], 4, 0.6),
+        ([3.0], 4, 0, 0.5),
+        ([3.0, 2.0], 4, 0, 0.6),
+        ([2.0, 2.0], 4, 0, 0.4),
+        ([9.0, 9.0, 1.0, 2.0], 2, 3, 0.4),  # only the window counts
+        ([1.0, 9.0, 4.0], 4, 2, 0.6),  # the middle one belongs to the first half: (1 + 9) / 2 > 4
+        ([9.0, 1.0, 3.0, 5.0, 3.0], 5, 4, 0.6),  # (9 + 1 + 3) / 3 > (5 + 3) / 2
+        ([2.0, float("nan")], 4, 0, 0.4),
+        ([3.0, *[2.0, 3.0] * 20], 2, 0, 0.5),  # up and down again is exactly where it was
     ],
 )
-def test_what_a_window_of_losses_moves(losses, window, expected):
-    assert move_threshold(0.5, losses, window=window, rate=0.1, low=0.2, high=1.0) == expected
+def test_what_losses_move(losses, window, held, expected):
+    assert follow_losses(losses, 0.5, window=window, rate=0.1, low=0.2, high=1.0, held=held) == expected
 
 
 @pytest.mark.parametrize(
     ("kind", "arguments", "named"),
     [
         (LinearSchedule, {"start_threshold": 0.0}, "start_threshold"),
-        (LinearSchedule, {"start_threshold": float("nan")}, "start_threshold"),
-        (LinearSchedule, {"start_threshold": True}, "start_threshold"),
         (LinearSchedule, {"start_threshold": 0.8, "end_threshold": 0.5}, "start_threshold"),
-        (LinearSchedule, {"warmup_epochs": 11}, "warmup_epochs"),
         (LinearSchedule, {"power": 2.0}, "power"),
-        (RootSchedule, {"power": 0}, "power"),
         (StepSchedule, {"step_epochs": [1, 2], "step_thresholds": [0.5]}, "step_epochs"),
         (StepSchedule, {"step_epochs": [2, 2], "step_thresholds": [0.5, 1.0]}, "step_epochs"),
-        (StepSchedule, {"step_epochs": [1, 2], "step_thresholds": [0.5, 0.4]}, "step_thresholds"),
         (StepSchedule, {"start_threshold": 0.6, "step_epochs": [1], "step_thresholds": [0.5]}, "step_thresholds"),
-        (PerformanceSchedule, {"adaptation_rate": 0}, "adaptation_rate"),
         (PerformanceSchedule, {"performance_window": 1}, "performance_window"),
     ],
 )
@@ -151,14 +117,7 @@ def test_bad_arguments_are_named(kind, arguments, named):
 shares = st.floats(0.001, 1.0)
 
 
-@given(
-    st.sampled_from(GROWING),
-    st.integers(1, 60),
-    shares,
-    shares,
-    st.floats(0, 1),
-    st.lists(st.floats(0, 1), max_size=20),
-)
+@given(st.sampled_from(GROWING), st.integers(1, 60), shares, shares, st.floats(0, 1), st.lists(st.floats(0, 1)))
 def test_growing_schedules(kind, epochs, a, b, warmup, points):
     s, e = sorted((a, b))
     schedule = kind(epochs, s, e, warmup_epochs=warmup * epochs)

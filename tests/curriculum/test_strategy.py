@@ -4,7 +4,6 @@ import inspect
 import json
 import math
 import runpy
-import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +14,6 @@ from pydantic import ValidationError
 from scipy.stats import rankdata
 
 from babylm_train.config import CONF, check_command_line
-from babylm_train.curriculum import schedule, strategy
 from babylm_train.curriculum.strategy import (
     CombinedCurriculum,
     Curriculum,
@@ -23,7 +21,6 @@ from babylm_train.curriculum.strategy import (
     FrequencyBasedCurriculum,
     LengthBasedCurriculum,
     MorphologicalComplexityCurriculum,
-    RandomCurriculum,
     create_curriculum_strategy,
     score_documents,
 )
@@ -50,43 +47,45 @@ def test_every_strategy(name):
     assert json.loads(json.dumps(made.identity())) == made.identity() != turned.identity()
 
 
-def test_the_order_to_hold():
-    scores = MorphologicalComplexityCurriculum().compute_difficulty(TEXTS[:3])
+def test_random_is_seeded():
+    a, b, c = (create_curriculum_strategy("random", seed=seed).compute_difficulty(TEXTS).tolist() for seed in (1, 1, 2))
+    assert a == b != c
+
+
+def test_morphological_holds_the_order_and_its_weights():
+    a, b, c, *_, d = MorphologicalComplexityCurriculum().compute_difficulty([*TEXTS[:3], "राम ने", "राम ने।"])
     # case, verb, compound, words: 0 2 0 4 | 1 2 0 5 | 2 2 0 6
     by_hand = [3 / 4 + 0.5 * 4 / 24, (1 + 3) / 5 + 0.5 * 5 / 25, (2 + 3) / 6 + 0.5 * 6 / 26]
-    np.testing.assert_allclose(scores, by_hand)
-    assert scores[0] < scores[1] < scores[2]
-
-
-def test_morphological_weights():
-    text = ["राम ने रोटी खा ली और सो गया।"]  # 8 words: ने; ली, गया; खा ली, सो गया
-    by_hand = {"case_weight": 1 / 8, "verb_weight": 2 / 8, "compound_weight": 2 / 8, "length_weight": 8 / 28}
-    for key, value in by_hand.items():
-        made = MorphologicalComplexityCurriculum(**{**dict.fromkeys(by_hand, 0.0), key: 1.0})
-        assert made.compute_difficulty(text)[0] == pytest.approx(value)
+    np.testing.assert_allclose([a, b, c], by_hand)
+    assert a < b < c
+    assert d == _[0]  # an attached danda changes nothing
+    # 8 words: ने; ली, गया; खा ली, सो गया
+    for key, value in {
+        "case_weight": 1 / 8,
+        "verb_weight": 2 / 8,
+        "compound_weight": 2 / 8,
+        "length_weight": 8 / 28,
+    }.items():
+        weights = {"case_weight": 0.0, "verb_weight": 0.0, "compound_weight": 0.0, "length_weight": 0.0, key: 1.0}
+        made = MorphologicalComplexityCurriculum(**weights)
+        assert made.compute_difficulty(TEXTS[4:])[0] == pytest.approx(value)
 
 
 @pytest.mark.parametrize("name", ["morphological", "combined", "dynamic"])
 def test_a_text_that_the_rules_cannot_read_is_refused(name):
     english = ["The quick brown fox jumps over the lazy dog."] * 12
-    with pytest.raises(InputError, match="take length"):
-        create_curriculum_strategy(name).compute_difficulty(english)
-    with pytest.raises(InputError, match="take length"):  # one marked word in 120
+    with pytest.raises(InputError, match="take length"):  # one marked word in 109
         create_curriculum_strategy(name).compute_difficulty([*english, "है"])
     create_curriculum_strategy(name).compute_difficulty([*english, "है", "है"])
     assert CombinedCurriculum(morphological=0).compute_difficulty(english).tolist() == [0.5] * 12
 
 
-def test_an_attached_danda_changes_nothing_and_apne_is_easier_than_ne():
-    a, b, c, d = MorphologicalComplexityCurriculum().compute_difficulty(["राम ने", "राम ने।", "अपने घर", "राम ने घर"])
-    assert a == b
-    assert c < d
-
-
-def test_length():
-    texts = ["क ख ग", "क", "क ख ग घ च"]
-    assert LengthBasedCurriculum().compute_difficulty(texts).tolist() == [3, 1, 5]
-    assert LengthBasedCurriculum(min_length=2, max_length=4).compute_difficulty(texts).tolist() == [3, 2, 4]
+def test_length_is_clipped_and_sorting_is_stable():
+    texts = ["क ख", "क", "ख क", "ग", "क ख ग घ च"]
+    assert LengthBasedCurriculum().compute_difficulty(texts).tolist() == [2, 1, 2, 1, 5]
+    assert LengthBasedCurriculum(min_length=2, max_length=4).compute_difficulty(texts).tolist() == [2, 2, 2, 2, 4]
+    assert LengthBasedCurriculum().sort_by_difficulty(texts)[0] == ["क", "ग", "क ख", "ख क", "क ख ग घ च"]
+    assert LengthBasedCurriculum(reverse=True).sort_by_difficulty(texts)[0] == ["क ख ग घ च", "क ख", "ख क", "क", "ग"]
 
 
 def test_frequency_from_the_documents():
@@ -99,17 +98,14 @@ def test_frequency_from_the_documents():
 
 def test_frequency_from_a_list(tmp_path):
     path = tmp_path / "list.tsv"
-    path.write_text("\ufeffक\t6\nपढ़\t2\r\n\n", encoding="utf-8")
+    path.write_text("\ufeffक\t6\nपढ़\t2\r\n", encoding="utf-8")
     made = FrequencyBasedCurriculum(frequency_list=str(path))
     # eight words, two types and one for the rest
     by_hand = [-math.log(7 / 11), -math.log(3 / 11), -math.log(1 / 11)]
     np.testing.assert_allclose(made.compute_difficulty(["क", "प\u095d", "ग"]), by_hand)
-    assert made.outside_text == DynamicCurriculum(made).outside_text
     assert str(path) in made.outside_text
-    before = made.identity()
     path.write_text("क\t7\n", encoding="utf-8")
-    assert FrequencyBasedCurriculum(frequency_list=str(path)).identity() != before
-    assert str(path) not in json.dumps(before)
+    assert FrequencyBasedCurriculum(frequency_list=str(path)).identity() != made.identity()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +113,7 @@ def test_frequency_from_a_list(tmp_path):
     [
         ("क\t1\nख 2\n".encode(), "list.tsv:2"),
         ("क\tmany\n".encode(), "list.tsv:1"),
-        ("क\t1\n".encode() + b"\xff\t2\n", "list.tsv:2"),
-        (b"", "list.tsv"),
+        (b"\xff\t2\n", "list.tsv.* byte 0xff"),
         (None, "list.tsv"),
     ],
 )
@@ -129,49 +124,23 @@ def test_bad_frequency_lists_name_the_line(tmp_path, data, message):
         FrequencyBasedCurriculum(frequency_list=str(tmp_path / "list.tsv"))
 
 
-def test_a_device_is_no_frequency_list():
-    with pytest.raises(InputError, match="/dev/zero"):
-        FrequencyBasedCurriculum(frequency_list="/dev/zero")
-
-
 def test_combined_is_the_weighted_mean_of_ranks():
     members = [MorphologicalComplexityCurriculum(), LengthBasedCurriculum(), FrequencyBasedCurriculum()]
     ranks = [(rankdata(member.compute_difficulty(TEXTS)) - 1) / (len(TEXTS) - 1) for member in members]
     for weights in ((0.5, 0.3, 0.2), (3.0, 0.0, 1.0)):
         by_hand = sum(w / sum(weights) * r for w, r in zip(weights, ranks, strict=True))
-        found = CombinedCurriculum(*weights).compute_difficulty(TEXTS)
-        np.testing.assert_allclose(found, by_hand)
-
-
-def test_sorting_is_stable_and_reverse_turns_it():
-    texts = ["क ख", "क", "ख क", "ग"]
-    assert LengthBasedCurriculum().sort_by_difficulty(texts)[0] == ["क", "ग", "क ख", "ख क"]
-    assert LengthBasedCurriculum(reverse=True).sort_by_difficulty(texts)[0] == ["क ख", "ख क", "क", "ग"]
-    assert create_curriculum_strategy("none", reverse=True).sort_by_difficulty(texts)[0] == texts
-
-
-def test_random_is_seeded():
-    a, b, c = (RandomCurriculum(seed=seed).compute_difficulty(TEXTS) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(a, b)
-    assert (a != c).any()
+        np.testing.assert_allclose(CombinedCurriculum(*weights).compute_difficulty(TEXTS), by_hand)
 
 
 def test_dynamic_moves_its_threshold_within_its_bounds():
-    made = DynamicCurriculum(LengthBasedCurriculum(), adaptation_rate=0.1, performance_window=2, min_threshold=0.3)
-    assert made.threshold == 0.3
-    moves = [made.update_difficulty_threshold(loss) for loss in (5.0, 4.0, 3.0, 3.5, 3.5, 3.5, 1.0)]
-    assert moves == pytest.approx([0.3, 0.4, 0.5, 0.4, 0.3, 0.3, 0.4])
-    np.testing.assert_array_equal(made.compute_difficulty(["क ख", "क"]), [2, 1])
-    made = DynamicCurriculum(LengthBasedCurriculum(), adaptation_rate=0.4, max_threshold=0.9, initial_threshold=0.5)
-    assert max(made.update_difficulty_threshold(loss) for loss in range(9, 0, -1)) == made.threshold == 0.9
-
-
-def test_the_dynamic_threshold_does_not_change_the_cache_key():
-    made = DynamicCurriculum()
+    made = DynamicCurriculum(LengthBasedCurriculum(), performance_window=2, min_threshold=0.3, max_threshold=0.45)
     before = made.identity()
-    made.update_difficulty_threshold(3.0)
-    assert made.identity() == before == DynamicCurriculum(adaptation_rate=0.3).identity()
-    assert DynamicCurriculum(LengthBasedCurriculum()).identity() != before
+    moves = [made.update_difficulty_threshold(loss) for loss in (5.0, 4.0, 3.0, 3.5, 3.5, 3.5, 1.0)]
+    assert moves == pytest.approx([0.3, 0.4, 0.45, 0.35, 0.3, 0.3, 0.4])
+    np.testing.assert_array_equal(made.compute_difficulty(["क ख", "क"]), [2, 1])
+    # neither the threshold nor how it moves changes the key of the cache; the base does
+    assert made.identity() == before == DynamicCurriculum(LengthBasedCurriculum(), 0.3).identity()
+    assert DynamicCurriculum().identity() != before
 
 
 def test_the_base_of_dynamic_is_chosen_as_a_group():
@@ -183,22 +152,13 @@ def test_the_base_of_dynamic_is_chosen_as_a_group():
     assert instantiate(config.curriculum, _convert_="all").strategy.base == CombinedCurriculum()
 
 
-def test_only_an_adaptive_strategy_has_a_threshold():
-    with pytest.raises(InputError, match="length"):
-        LengthBasedCurriculum().update_difficulty_threshold(1.0)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "named"),
     [
         ("morphological", {"case_weight": -1}, "case_weight"),
-        ("morphological", {"verb_weight": float("nan")}, "verb_weight"),
-        ("length", {"min_length": 5, "max_length": 4}, "max_length"),
         ("length", {"minimum": 5}, "minimum"),
         ("combined", {"morphological": 0, "length": 0, "frequency": 0}, "morphological"),
-        ("random", {"seed": 0.5}, "seed"),
         ("dynamic", {"min_threshold": 0.9, "max_threshold": 0.5}, "min_threshold"),
-        ("dynamic", {"min_threshold": 0.2, "initial_threshold": 0.1}, "initial_threshold"),
         ("dynamic", {"base": create_curriculum_strategy("none")}, "base"),
         ("dynamic", {"base": DynamicCurriculum()}, "base"),
         ("lenght", {}, "lenght"),
@@ -221,43 +181,31 @@ class Given(Curriculum):
         return np.array(self.scores)
 
 
-def test_a_strategy_of_ones_own():
-    assert Given([2, 1]).sort_by_difficulty(["a", "b"])[0] == ["b", "a"]
-    assert create_curriculum_strategy("given", scores=[2, 1]).identity()["scores"] == [2, 1]
-    object.__setattr__(made := Given([0, 0, 0]), "scores", [0.0, float("nan"), float("inf")])
-    with pytest.raises(InputError, match="document 1 "):
-        made.compute_difficulty(["a", "b", "c"])
-    with pytest.raises(InputError, match="one score a document"):
-        Given([0.0]).compute_difficulty(["a", "b"])
-
-
 class Corpus(list):
     fingerprint = "of these texts"
 
 
-def test_scores_are_computed_once(tmp_path, monkeypatch):
-    length = LengthBasedCurriculum()
-    split = Corpus(TEXTS)
-    first = score_documents(length, split, tmp_path)
-    monkeypatch.setattr(LengthBasedCurriculum, "score", None)
-    np.testing.assert_array_equal(score_documents(LengthBasedCurriculum(), split, tmp_path), first)
+def test_a_strategy_of_ones_own_is_scored_once(tmp_path, monkeypatch):
+    made, split = create_curriculum_strategy("given", scores=[2, 1]), Corpus("ab")
+    assert made.sort_by_difficulty(split)[0] == ["b", "a"]
+    assert score_documents(made, split, tmp_path).tolist() == [2, 1]
+    assert score_documents(Given([3, 4]), split, tmp_path).tolist() == [3, 4]
+    monkeypatch.setattr(Given, "score", None)
+    assert score_documents(Given([2, 1]), split, tmp_path).tolist() == [2, 1]
     assert not score_documents(create_curriculum_strategy("none"), split, tmp_path).any()
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("curriculum/*/*.yaml")), ids=lambda path: path.stem)
-def test_fragments_hold_every_argument_and_its_default(path):
-    """Defaults are in conf/, and in the classes for who builds them from Python: the same."""
+@pytest.mark.parametrize("path", sorted({*CONF.glob("curriculum/*/*.yaml")} - {CONF / "curriculum/strategy/anti.yaml"}))
+def test_defaults_in_conf_are_those_of_the_classes(path):
     fragment = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if path.stem == "anti":  # a variation of another fragment
-        return
     module, _, kind = fragment.pop("_target_").rpartition(".")
     parameters = inspect.signature(getattr(sys.modules[module], kind)).parameters
-    assert module in (schedule.__name__, strategy.__name__)
-    assert fragment.keys() - {"defaults"} == parameters.keys() - {"base"}  # a group, in the defaults
-    for key in fragment.keys() - {"defaults"}:
-        default = parameters[key].default
-        same = list(default) if isinstance(default, tuple) else default
-        assert fragment[key] == same or str(fragment[key]).startswith("${")
+    fragment.pop("defaults", None)  # in which dynamic has its base
+    assert fragment.keys() == parameters.keys() - {"base"}
+    for key, value in fragment.items():
+        assert (
+            str(value).startswith("${") or value == parameters[key].default or tuple(value) == parameters[key].default
+        )
 
 
 def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
@@ -269,11 +217,3 @@ def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
     assert sorted(admitted) == list(admitted)
     assert admitted[0] < admitted[-1]
     assert losses[-1] < losses[0]
-
-
-def test_importing_it_is_light():
-    code = (
-        "import sys, babylm_train.curriculum.strategy; print({'scipy', 'pandas', 'torch', 'hydra'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
-    assert done.stdout.strip() == "set()"
