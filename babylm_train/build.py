@@ -392,8 +392,8 @@ def _pairs(
     return partial(score_pairs, model, tokenizer, pairs, backend=backend)
 
 
-def reopen(path: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The corpus's source and the objective of a configuration that saved_config wrote, and all of it as may be shown.
+def reopen(path: Path) -> tuple[list[Any], dict[str, Any]]:
+    """Corpus source, objective and track of a configuration that saved_config wrote, and all of it as may be shown.
 
     Raises:
         InputError: there is none, a part of it is not allowed or does not fit, or an environment variable is not set.
@@ -401,5 +401,5 @@ def reopen(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     config = checks.load_config(path)
     values = checks.plain(config)
     checks.check_targets(values)
-    source, objective = (_instantiate(values.get(group, "???"), group) for group in ("data", "objective"))
-    return source, objective, checks.public(config)
+    parts = [_instantiate(values.get(group, "???"), group) for group in ("data", "objective", "track")]
+    return parts, checks.public(config)

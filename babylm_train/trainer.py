@@ -120,9 +120,9 @@ class Trainer:
             rate, words = float(self.scheduler.get_last_lr()[0]), state.words
             _, norm = self.make_update(batches)
             end_update()
-            if self.milestones is not None and self.milestones.reached(words, state.words):
+            if self.milestones is not None:
                 with self.average.applied(self.optimizer):
-                    self.milestones.passed(words, state)
+                    self.milestones.export_reached(words, state)
             last = index + 1 == part.updates or state.updates == self.curriculum.total_updates
             if last or _due(state.updates, options.log_every):
                 self._log_update(part.threshold, rate, norm)

@@ -1,7 +1,7 @@
 """Milestones: the model at given numbers of words seen, exported once each as a revision `chck_1M`, `chck_2M` ...
 
-A revision is written in the update that reaches its mark, before that update can be in any checkpoint: so a run that is
-killed and goes on repeats the update or has the revision, and the same update writes the same bytes.
+A revision is written in the update that reaches its mark, before any checkpoint of that update: so a run that goes on
+after a kill either has it or repeats the update, which writes the same bytes.
 """
 
 from __future__ import annotations
@@ -37,74 +37,46 @@ class Revision:
     check_tokens: int
 
 
+@dataclass
 class Milestones:
-    """Exports a model as its words pass the marks.
+    """Exports a model as its words pass the marks."""
 
-    Args:
-        directory: of the revisions. marks: words seen, ascending. model, tokenizer, backends: as write_model has them.
-        check: the model's loss on the first documents of the validation text, recorded for `preflight` to reproduce.
-    """
+    directory: Path
+    marks: Sequence[int]  # words seen, ascending
+    model: Any
+    tokenizer: Any
+    backends: Sequence[str]
+    check: Callable[[], Evaluation]  # on the first documents of the validation text, for `preflight` to reproduce
 
-    def __init__(
-        self,
-        directory: Path,
-        marks: Sequence[int],
-        model: Any,
-        tokenizer: Any,
-        backends: Sequence[str],
-        check: Callable[[], Evaluation],
-    ) -> None:
-        self.directory, self.marks, self.check = directory, list(marks), check
-        self.model, self.tokenizer, self.backends = model, tokenizer, backends
-
-    def reached(self, before: int, words: int) -> list[int]:
-        """The marks between `before` and `words`."""
-        return [mark for mark in self.marks if before < mark <= words]
-
-    def passed(self, before: int, state: RunState) -> None:
-        """Exports what the update that brought the words from `before` to `state.words` has reached.
-
-        Raises:
-            StorageError: it cannot be written. InputError: the record of an earlier one is damaged.
-        """
+    def export_reached(self, before: int, state: RunState) -> None:
+        """Exports at the marks that the update which brought the words from `before` to `state.words` has reached."""
+        due = {name_of(mark): mark for mark in self.marks if before < mark <= state.words}
         clock = {"words": state.words, "tokens": state.tokens, "update": state.updates}
-        there = {path.name: revision for path, revision in revisions(self.directory)}
-        due = {name_of(mark): mark for mark in self.reached(before, state.words)}
-        if all(name in there and asdict(there[name]).items() >= clock.items() for name in due):
+        there = {path.name: asdict(revision) for path, revision in revisions(self.directory)} if due else {}
+        if all(there.get(name, {}).items() >= clock.items() for name in due):
             return
         result = self.check()
-        self._make_directory()
-        newest = [self.directory / name for name, revision in there.items() if revision.words < state.words][-1:]
+        with storage_errors(self.directory):
+            self.directory.mkdir(exist_ok=True)  # without its parent: that may have been deleted
         for name, mark in due.items():
-            record = Revision(name, mark, **clock, check_loss=result.loss, check_tokens=result.tokens)
-            folder, texts = self.directory / name, {RECORD: asdict(record)}
-            write_model(self.model, self.tokenizer, folder, self.backends, like=newest, records=texts)
-            newest = [*newest, folder]
+            record = asdict(Revision(name, mark, **clock, check_loss=result.loss, check_tokens=result.tokens))
+            like = [path for path, _ in revisions(self.directory)]
+            folder = self.directory / name
+            write_model(self.model, self.tokenizer, folder, self.backends, like=like, records={RECORD: record})
 
     def adopt(self, other: Path, words: int) -> None:
-        """Takes over the revisions of another run that this one goes on from, up to so many `words`.
-
-        Raises:
-            StorageError: they cannot be written here. InputError: a record is damaged.
-        """
+        """Takes over the revisions of another run that this one goes on from, up to so many `words`."""
         for path, revision in revisions(other):
             target = self.directory / path.name
             if revision.words <= words and revision.mark in self.marks and not target.exists():
-                self._make_directory()
-                with replaced(target) as aside:
-                    shutil.copytree(path, aside, copy_function=link)
-
-    def _make_directory(self) -> None:
-        with storage_errors(self.directory):
-            self.directory.mkdir(exist_ok=True)  # without its parent: that may have been deleted
+                with storage_errors(self.directory):
+                    self.directory.mkdir(exist_ok=True)
+                    with replaced(target) as aside:
+                        shutil.copytree(path, aside, copy_function=link)
 
 
 def revisions(directory: Path) -> list[tuple[Path, Revision]]:
-    """The revisions in `directory`, by words seen.
-
-    Raises:
-        InputError: a record is damaged; names the file.
-    """
+    """The revisions in `directory`, by words seen. Raises InputError: a record is damaged; names the file."""
     paths = (path for path in directory.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
     found: list[tuple[Path, Revision]] = [(path.parent, read(path, Revision)) for path in paths]
     return sorted(found, key=lambda pair: (pair[1].words, pair[1].mark))

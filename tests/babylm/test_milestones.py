@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tiny import VOCABULARY, random_split
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -39,11 +38,6 @@ def make(make_trainer, tokenizer, tmp_path):
     return build
 
 
-def boundaries(trainer) -> list[int]:
-    """Words seen after each update, from the record of a run that logs every one."""
-    return [line["words"] for line in trainer.record.lines() if "train/loss" in line]
-
-
 def contents(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
@@ -51,7 +45,7 @@ def contents(directory):
 def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     trainer = make("run", log_every=1)
     state = trainer.train()
-    ends = boundaries(trainer)
+    ends = [line["words"] for line in trainer.record.lines() if "train/loss" in line]  # after each update
     found = {path.name: revision for path, revision in revisions(trainer.milestones.directory)}
     for mark in [*MARKS, state.words]:
         revision = found.pop(name_of(mark))
@@ -65,8 +59,8 @@ def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     loaded = AutoTokenizer.from_pretrained(last)
     assert loaded("w5 w7")["input_ids"] == [0, 5, 7]  # the mark first, as in training
     assert (loaded.bos_token_id, model.config.bos_token_id) == (0, 0)
-    twins = [(trainer.milestones.directory / name_of(mark) / "model.safetensors").stat() for mark in (30, 31)]
-    assert twins[0].st_ino == twins[1].st_ino  # one update reached both: one file
+    twins = (trainer.milestones.directory / name_of(mark) / "model.safetensors" for mark in (30, 31))
+    assert os.path.samefile(*twins)  # one update reached both: one file
     assert len(list(trainer.checkpoints.directory.glob("checkpoint_*.pt"))) < len(MARKS)  # pruned, revisions are not
 
 
@@ -115,15 +109,12 @@ def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_pa
     assert os.path.samefile(*twins)
 
 
-def test_a_damaged_record_is_named_and_names_are_short(tmp_path):
+def test_a_damaged_record_is_named_and_names_are_short_and_few_tokens_are_checked(tmp_path):
     assert [name_of(mark) for mark in (10**6, 10**8, 1500)] == ["chck_1M", "chck_100M", "chck_1500"]
     (tmp_path / "chck_5").mkdir()
     (tmp_path / "chck_5/milestone.json").write_text('{"name": "chck_5"}')
     with pytest.raises(InputError, match=r"chck_5/milestone\.json"):
         revisions(tmp_path)
-
-
-def test_the_beginning_of_a_text():
     split = random_split(40, 1)
     assert len(beginning(split, 0).offsets) == 2  # a document at least
     part = beginning(split, 50)
@@ -141,7 +132,7 @@ def strict(**changes) -> Track:
         (strict(), (101, 101, 50, []), ("100", "101", "data.max_words=100")),
         (strict(), (80, 1000, 50, []), ("10 epochs", "800", "1,000", "trainer.max_steps=40")),
         (strict(), (80, 80, 50, ["tokenizer.name=x"]), ("tokenizer.name=x", "track.outside_words")),
-        (strict(outside_words=30), (80, 80, 50, ["tokenizer.name=x"]), ("110", "80", "30", "data.max_words=70")),
+        (strict(outside_words=30), (80, 80, 50, ["tokenizer.name=x"]), ("100", "80", "30", "data.max_words=70")),
     ],
 )
 def test_what_breaks_a_track_is_refused_with_the_figures(track, given, figures):
@@ -150,13 +141,9 @@ def test_what_breaks_a_track_is_refused_with_the_figures(track, given, figures):
     assert all(figure in str(refused.value) for figure in figures)
 
 
-@pytest.mark.parametrize("changes", [{"corpus_words": 0}, {"milestones": [2, 1]}, {"milestones": [1, 1]}])
-def test_values_out_of_range(changes):
-    with pytest.raises((ValidationError, InputError), match=next(iter(changes))):
-        strict(**changes)
-
-
 def test_what_keeps_to_a_track_is_not():
+    with pytest.raises(InputError, match=r"track\.milestones"):
+        strict(milestones=[1, 1])
     strict().refuse(100, 1000, 50, [])
     strict(outside_words=20).refuse(80, 800, 50, ["tokenizer.name=x"])
     strict(corpus_words=None, epochs=None).refuse(10**9, 10**12, 50, ["tokenizer.name=x"])
