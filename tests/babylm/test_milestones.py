@@ -4,35 +4,27 @@ import os
 
 import pytest
 import torch
-from tiny import VOCABULARY, random_split
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from tiny import random_split
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylm_train.babylm.milestones import Milestones, beginning, revisions
 from babylm_train.babylm.track import Track, name_of
+from babylm_train.data.tokenizer import Byte
 from babylm_train.errors import InputError, PreemptedError
 from babylm_train.run import restore
 
 MARKS = [5, 30, 31, 300, 900]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    vocabulary = {"<eos>": 0, "<bos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
-
-
 @pytest.fixture
-def make(make_trainer, tokenizer, tmp_path):
+def make(make_trainer, tmp_path):
     """`make(name)`: a tiny run with milestones, the last at its very last word and one beyond."""
 
     def build(name, **changes):
         trainer = make_trainer(name, save_every=3, keep_last=1, **changes)
         total = 3 * int(trainer.train_split.words.sum())
         folder, marks = tmp_path / name / "milestones", [*MARKS, total, total + 1]
-        trainer.milestones = Milestones(folder, marks, trainer.model, tokenizer, ("causal",), trainer.evaluate)
+        trainer.milestones = Milestones(folder, marks, trainer.model, Byte().build([]), ("causal",), trainer.evaluate)
         return trainer
 
     return build
@@ -57,8 +49,8 @@ def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     loaded = AutoTokenizer.from_pretrained(last)
-    assert loaded("w5 w7")["input_ids"] == [0, 5, 7]  # the mark first, as in training
-    assert (loaded.bos_token_id, model.config.bos_token_id) == (0, 0)
+    mark = loaded("w")["input_ids"][0]  # first, as in training
+    assert mark == loaded.eos_token_id == loaded.bos_token_id == model.config.bos_token_id
     twins = (trainer.milestones.directory / name_of(mark) / "model.safetensors" for mark in (30, 31))
     assert os.path.samefile(*twins)  # one update reached both: one file
     assert len(list(trainer.checkpoints.directory.glob("checkpoint_*.pt"))) < len(MARKS)  # pruned, revisions are not
@@ -68,23 +60,19 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
     """Killed in each of many updates without saving: the same revisions, byte for byte, each written once."""
     make("whole").train()
 
-    class Killed(Exception):
-        pass
-
     written = {}
     for stop in (1, 2, 8, 9, 15):
         part = make("part")
-        found = part.checkpoints.newest()
-        if found:
+        if found := part.checkpoints.newest():
             part.load_checkpoint(found[1])
 
         def kill(part=part, stop=stop):
             if part.state.updates == stop:
-                raise Killed
+                raise KeyboardInterrupt
             return False
 
         part.should_stop = kill
-        with pytest.raises(Killed):
+        with pytest.raises(KeyboardInterrupt):
             part.train()
         now = {p.name: (p / "milestone.json").stat().st_ino for p, _ in revisions(part.milestones.directory)}
         assert written.items() <= now.items()  # nothing that was there is written again

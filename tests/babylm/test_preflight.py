@@ -146,7 +146,6 @@ def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
     [
         (["hybrid", "license=mit", "push_to=me/hindi"], "push_to=me/hindi"),
         (["hybrid", "licence=mit"], "did you mean license"),
-        (["hybrid", "license=mit\nx: y"], "license"),
         (["corpus"], "config.yaml"),
         (["causal", "hybrid"], "one run"),
     ],
@@ -188,10 +187,8 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys,
         ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
         ("config.json", {"n_layer": 2}),  # drawn at random where the weights have none
-        ("config.json", {"n_embd": 10**9}),
         ("config.json", {"model_type": "evil"}),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}),
-        ("tokenizer_config.json", {"eos_token": None}),
         ("tokenizer_config.json", {"model_max_length": -1}),
     ],
 )
@@ -221,25 +218,24 @@ def test_the_code_beside_the_weights_has_to_be_ours_and_nothing_is_unpickled(tmp
     assert "safetensors" in capsys.readouterr().err
 
 
-TASK = """
-task: hindi_pairs
-dataset_path: json
-dataset_kwargs: {{data_files: {{validation: "{path}"}}}}
-output_type: multiple_choice
-validation_split: validation
-doc_to_text: ""
-doc_to_target: 0
-doc_to_choice: "{{{{[good, bad]}}}}"
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-"""
+TASK = {
+    "task": "hindi_pairs",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"validation": "pairs.jsonl"}},
+    "output_type": "multiple_choice",
+    "validation_split": "validation",
+    "doc_to_text": "",
+    "doc_to_target": 0,
+    "doc_to_choice": "{{[good, bad]}}",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc"}],
+}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed: make lm-eval")
 def test_lm_eval_finds_the_same_accuracy(workplace):
     (workplace / "tasks").mkdir()
-    task = TASK.format(path=workplace / "pairs.jsonl")
-    (workplace / "tasks/hindi_pairs.yaml").write_text(task, encoding="utf8")
+    (workplace / "tasks/hindi_pairs.yaml").write_text(json.dumps(TASK))
     run = "-m lm_eval --model hf --model_args pretrained=causal/model,dtype=float32 --tasks hindi_pairs --include_path tasks"
     subprocess.run([sys.executable, *run.split(), "--device", "cpu", "--output_path", "lm_eval"], check=True)
     (path,) = Path("lm_eval").rglob("results_*.json")

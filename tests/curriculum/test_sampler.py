@@ -1,16 +1,19 @@
 """From threshold to pool to order, and the budget that every arm gets."""
 
-import logging
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
-from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, PerformanceSchedule
-from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
+from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule
+from babylm_train.curriculum.strategy import (
+    DynamicCurriculum,
+    LengthBasedCurriculum,
+    NoCurriculum,
+    RandomCurriculum,
+    create_curriculum_strategy,
+)
 from babylm_train.errors import InputError
 
 
@@ -39,35 +42,23 @@ def test_what_the_threshold_is_a_share_of_and_the_smallest_pool(on, min_pool, ex
 
 
 @pytest.mark.parametrize(
-    ("strategy", "schedule", "epochs", "warns"),
-    [
-        (LengthBasedCurriculum(), FullSchedule(), 3, True),
-        (LengthBasedCurriculum(), LinearSchedule(1), 1, True),
-        (LengthBasedCurriculum(), LinearSchedule(3), 3, False),
-        (LengthBasedCurriculum(), PerformanceSchedule(3), 3, False),
-        (DynamicCurriculum(), FullSchedule(), 3, False),
-        (NoCurriculum(), FullSchedule(), 3, False),
-        (NoCurriculum(), LinearSchedule(3), 3, True),
-    ],
+    ("strategy", "full_warns", "linear_warns"), [("length", 1, 0), ("dynamic", 0, 0), ("none", 0, 1)]
 )
-def test_a_ranking_or_a_schedule_without_effect_is_said(caplog, strategy, schedule, epochs, warns):
-    with caplog.at_level(logging.WARNING):
-        manager(schedule, np.arange(9.0), strategy=strategy, begin={"epochs": epochs})
-    assert any("every epoch admits everything" in r.message for r in caplog.records) is warns
+def test_a_ranking_or_a_schedule_without_effect_is_said(caplog, strategy, full_warns, linear_warns):
+    for schedule, warns in ((FullSchedule(), full_warns), (LinearSchedule(3), linear_warns)):
+        caplog.clear()
+        manager(schedule, np.arange(9.0), strategy=create_curriculum_strategy(strategy), begin={"epochs": 3})
+        assert sum("every epoch admits everything" in r.message for r in caplog.records) == warns
 
 
 def test_equal_scores_rank_by_the_seed_and_warn(caplog):
-    with caplog.at_level(logging.WARNING):
-        runs = [manager(LinearSchedule(4), [1.0] * 100, seed=seed, begin={"epochs": 4}) for seed in (1, 2)]
+    runs = [manager(LinearSchedule(4), [1.0] * 100, seed=seed, begin={"epochs": 4}) for seed in (1, 2)]
     pools = [set(run.prepare_epoch(0).pool) for run in runs]
-    assert all(len(pool) == 20 for pool in pools)
-    assert pools[0] != pools[1]
+    assert len(pools[0]) == len(pools[1]) == 20 < len(pools[0] | pools[1])
     assert [r.message for r in caplog.records] == ["every document has the difficulty 1: their order is random"] * 2
 
 
-@pytest.mark.parametrize(
-    ("scores", "named"), [([0.0, np.nan], "document 1 "), ([0.0, np.inf], "document 1 "), ([0.0], "scores")]
-)
+@pytest.mark.parametrize(("scores", "named"), [([0.0, np.nan], "document 1 "), ([0.0], "scores")])
 def test_a_score_that_is_missing_or_no_number_is_named(scores, named):
     with pytest.raises(InputError, match=named):
         manager(FullSchedule(), scores, [1, 1])
@@ -108,17 +99,11 @@ def test_a_full_pool_is_drawn_on_across_slices():
     assert len(set(order)) == 16
 
 
-@pytest.mark.parametrize("wrong", [{"pacing": "fast"}, {"min_pool": 0}, {"pool": 1}])
-def test_bad_arguments_are_named(wrong):
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
-        CurriculumTrainingManager(NoCurriculum(), FullSchedule(), **wrong)
-
-
 def test_nothing_goes_before_begin():
     run = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule())
-    for call in (lambda: run.prepare_epoch(0), lambda: run.report_performance(3.0)):
+    for call, argument in ((run.prepare_epoch, 0), (run.report_performance, 3.0)):
         with pytest.raises(InputError, match="begin"):
-            call()
+            call(argument)
 
 
 def test_single_pass_plans_its_total_from_the_schedule():

@@ -14,16 +14,11 @@ from pydantic import ValidationError
 from scipy.stats import rankdata
 
 from babylm_train.config import CONF, check_command_line
-from babylm_train.curriculum.strategy import (
-    CombinedCurriculum,
-    Curriculum,
-    DynamicCurriculum,
-    FrequencyBasedCurriculum,
-    LengthBasedCurriculum,
-    MorphologicalComplexityCurriculum,
-    create_curriculum_strategy,
-    score_documents,
-)
+from babylm_train.curriculum.strategy import CombinedCurriculum, Curriculum, DynamicCurriculum, score_documents
+from babylm_train.curriculum.strategy import FrequencyBasedCurriculum as Frequency
+from babylm_train.curriculum.strategy import LengthBasedCurriculum as Length
+from babylm_train.curriculum.strategy import MorphologicalComplexityCurriculum as Morphological
+from babylm_train.curriculum.strategy import create_curriculum_strategy as create
 from babylm_train.errors import InputError, arguments
 
 NAMES = ["none", "length", "frequency", "morphological", "combined", "dynamic", "random"]
@@ -32,7 +27,7 @@ TEXTS = ["मैं घर जाता हूँ।", "वह स्कूल �
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy(name):
-    made, turned = create_curriculum_strategy(name), create_curriculum_strategy(name, reverse=True)
+    made, turned = create(name), create(name, reverse=True)
     scores = made.compute_difficulty(TEXTS)
     assert (scores.dtype, scores.shape) == (np.float64, (len(TEXTS),))
     np.testing.assert_array_equal(turned.compute_difficulty(TEXTS), -scores)
@@ -40,34 +35,21 @@ def test_every_strategy(name):
     assert sorted(documents) == sorted(TEXTS)
     np.testing.assert_array_equal(in_order, np.sort(scores))
     for texts in (["घर"], ["।", "घर"], []):
-        found = made.compute_difficulty(texts)
-        assert found.shape == (len(texts),)
-        assert np.isfinite(found).all()
+        assert np.isfinite(made.compute_difficulty(texts)).tolist() == [True] * len(texts)
     assert (made.ranks, made.adaptive) == (name != "none", name == "dynamic")
+    assert name != "random" or (create(name, seed=1).compute_difficulty(TEXTS) != scores).all()
     assert json.loads(json.dumps(made.identity())) == made.identity() != turned.identity()
 
 
-def test_random_is_seeded():
-    a, b, c = (create_curriculum_strategy("random", seed=seed).compute_difficulty(TEXTS).tolist() for seed in (1, 1, 2))
-    assert a == b != c
-
-
 def test_morphological_holds_the_order_and_its_weights():
-    a, b, c, *_, d = MorphologicalComplexityCurriculum().compute_difficulty([*TEXTS[:3], "राम ने", "राम ने।"])
+    found = Morphological().compute_difficulty(TEXTS[:3])
     # case, verb, compound, words: 0 2 0 4 | 1 2 0 5 | 2 2 0 6
     by_hand = [3 / 4 + 0.5 * 4 / 24, (1 + 3) / 5 + 0.5 * 5 / 25, (2 + 3) / 6 + 0.5 * 6 / 26]
-    np.testing.assert_allclose([a, b, c], by_hand)
-    assert a < b < c
-    assert d == _[0]  # an attached danda changes nothing
-    # 8 words: ने; ली, गया; खा ली, सो गया
-    for key, value in {
-        "case_weight": 1 / 8,
-        "verb_weight": 2 / 8,
-        "compound_weight": 2 / 8,
-        "length_weight": 8 / 28,
-    }.items():
-        weights = {"case_weight": 0.0, "verb_weight": 0.0, "compound_weight": 0.0, "length_weight": 0.0, key: 1.0}
-        made = MorphologicalComplexityCurriculum(**weights)
+    np.testing.assert_allclose(found, by_hand)
+    assert found[0] < found[1] < found[2]
+    keys = ["case_weight", "verb_weight", "compound_weight", "length_weight"]
+    for key, value in zip(keys, (1 / 8, 2 / 8, 2 / 8, 8 / 28), strict=True):  # 8 words: ने; ली, गया; खा ली, सो गया
+        made = Morphological(**{**dict.fromkeys(keys, 0.0), key: 1.0})
         assert made.compute_difficulty(TEXTS[4:])[0] == pytest.approx(value)
 
 
@@ -75,57 +57,49 @@ def test_morphological_holds_the_order_and_its_weights():
 def test_a_text_that_the_rules_cannot_read_is_refused(name):
     english = ["The quick brown fox jumps over the lazy dog."] * 12
     with pytest.raises(InputError, match="take length"):  # one marked word in 109
-        create_curriculum_strategy(name).compute_difficulty([*english, "है"])
-    create_curriculum_strategy(name).compute_difficulty([*english, "है", "है"])
+        create(name).compute_difficulty([*english, "है"])
+    create(name).compute_difficulty([*english, "है", "है"])
     assert CombinedCurriculum(morphological=0).compute_difficulty(english).tolist() == [0.5] * 12
 
 
 def test_length_is_clipped_and_sorting_is_stable():
     texts = ["क ख", "क", "ख क", "ग", "क ख ग घ च"]
-    assert LengthBasedCurriculum().compute_difficulty(texts).tolist() == [2, 1, 2, 1, 5]
-    assert LengthBasedCurriculum(min_length=2, max_length=4).compute_difficulty(texts).tolist() == [2, 2, 2, 2, 4]
-    assert LengthBasedCurriculum().sort_by_difficulty(texts)[0] == ["क", "ग", "क ख", "ख क", "क ख ग घ च"]
-    assert LengthBasedCurriculum(reverse=True).sort_by_difficulty(texts)[0] == ["क ख ग घ च", "क ख", "ख क", "क", "ग"]
+    assert Length().compute_difficulty(texts).tolist() == [2, 1, 2, 1, 5]
+    assert Length(min_length=2, max_length=4).compute_difficulty(texts).tolist() == [2, 2, 2, 2, 4]
+    assert Length().sort_by_difficulty(texts)[0] == ["क", "ग", "क ख", "ख क", "क ख ग घ च"]
+    assert Length(reverse=True).sort_by_difficulty(texts)[0] == ["क ख ग घ च", "क ख", "ख क", "क", "ग"]
 
 
-def test_frequency_from_the_documents():
+def test_frequency_from_the_documents_or_a_list(tmp_path):
     # क 3, ख 2, ग 1: six words, three types; p = (count + 1) / 9
-    scores = FrequencyBasedCurriculum().compute_difficulty(["क क ख", "क ख ग"])
+    scores = Frequency().compute_difficulty(["क क ख", "क ख ग"])
     p = {"क": 4 / 9, "ख": 3 / 9, "ग": 2 / 9}
     by_hand = [-sum(math.log(p[w]) for w in text.split()) / 3 for text in ("क क ख", "क ख ग")]
     np.testing.assert_allclose(scores, by_hand)
-
-
-def test_frequency_from_a_list(tmp_path):
     path = tmp_path / "list.tsv"
     path.write_text("\ufeffक\t6\nपढ़\t2\r\n", encoding="utf-8")
-    made = FrequencyBasedCurriculum(frequency_list=str(path))
+    made = Frequency(frequency_list=str(path))
     # eight words, two types and one for the rest
     by_hand = [-math.log(7 / 11), -math.log(3 / 11), -math.log(1 / 11)]
     np.testing.assert_allclose(made.compute_difficulty(["क", "प\u095d", "ग"]), by_hand)
     assert str(path) in made.outside_text
     path.write_text("क\t7\n", encoding="utf-8")
-    assert FrequencyBasedCurriculum(frequency_list=str(path)).identity() != made.identity()
+    assert Frequency(frequency_list=str(path)).identity() != made.identity()
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [
-        ("क\t1\nख 2\n".encode(), "list.tsv:2"),
-        ("क\tmany\n".encode(), "list.tsv:1"),
-        (b"\xff\t2\n", "list.tsv.* byte 0xff"),
-        (None, "list.tsv"),
-    ],
+    [("क\t1\nख 2\n".encode(), "list.tsv:2"), (b"\xff\t2\n", "list.tsv.* byte 0xff"), (None, "list.tsv")],
 )
 def test_bad_frequency_lists_name_the_line(tmp_path, data, message):
     if data is not None:
         (tmp_path / "list.tsv").write_bytes(data)
     with pytest.raises(InputError, match=message):
-        FrequencyBasedCurriculum(frequency_list=str(tmp_path / "list.tsv"))
+        Frequency(frequency_list=str(tmp_path / "list.tsv"))
 
 
 def test_combined_is_the_weighted_mean_of_ranks():
-    members = [MorphologicalComplexityCurriculum(), LengthBasedCurriculum(), FrequencyBasedCurriculum()]
+    members = [Morphological(), Length(), Frequency()]
     ranks = [(rankdata(member.compute_difficulty(TEXTS)) - 1) / (len(TEXTS) - 1) for member in members]
     for weights in ((0.5, 0.3, 0.2), (3.0, 0.0, 1.0)):
         by_hand = sum(w / sum(weights) * r for w, r in zip(weights, ranks, strict=True))
@@ -133,13 +107,13 @@ def test_combined_is_the_weighted_mean_of_ranks():
 
 
 def test_dynamic_moves_its_threshold_within_its_bounds():
-    made = DynamicCurriculum(LengthBasedCurriculum(), performance_window=2, min_threshold=0.3, max_threshold=0.45)
+    made = DynamicCurriculum(Length(), performance_window=2, min_threshold=0.3, max_threshold=0.45)
     before = made.identity()
     moves = [made.update_difficulty_threshold(loss) for loss in (5.0, 4.0, 3.0, 3.5, 3.5, 3.5, 1.0)]
     assert moves == pytest.approx([0.3, 0.4, 0.45, 0.35, 0.3, 0.3, 0.4])
     np.testing.assert_array_equal(made.compute_difficulty(["क ख", "क"]), [2, 1])
     # neither the threshold nor how it moves changes the key of the cache; the base does
-    assert made.identity() == before == DynamicCurriculum(LengthBasedCurriculum(), 0.3).identity()
+    assert made.identity() == before == DynamicCurriculum(Length(), 0.3).identity()
     assert DynamicCurriculum().identity() != before
 
 
@@ -147,7 +121,7 @@ def test_the_base_of_dynamic_is_chosen_as_a_group():
     chosen = ["curriculum/strategy=dynamic", "curriculum/strategy@curriculum.strategy.base=length"]
     (config,) = check_command_line([*chosen, "curriculum.strategy.base.max_length=9", "trainer.epochs=3"])
     made = instantiate(config.curriculum, _convert_="all").strategy
-    assert (made.name, made.base, made.min_threshold) == ("dynamic", LengthBasedCurriculum(max_length=9), 0.1)
+    assert (made.name, made.base, made.min_threshold) == ("dynamic", Length(max_length=9), 0.1)
     (config,) = check_command_line(chosen[:1])
     assert instantiate(config.curriculum, _convert_="all").strategy.base == CombinedCurriculum()
 
@@ -156,17 +130,15 @@ def test_the_base_of_dynamic_is_chosen_as_a_group():
     ("name", "options", "named"),
     [
         ("morphological", {"case_weight": -1}, "case_weight"),
-        ("length", {"minimum": 5}, "minimum"),
         ("combined", {"morphological": 0, "length": 0, "frequency": 0}, "morphological"),
         ("dynamic", {"min_threshold": 0.9, "max_threshold": 0.5}, "min_threshold"),
-        ("dynamic", {"base": create_curriculum_strategy("none")}, "base"),
-        ("dynamic", {"base": DynamicCurriculum()}, "base"),
+        ("dynamic", {"base": create("none")}, "base"),
         ("lenght", {}, "lenght"),
     ],
 )
 def test_what_does_not_fit_is_named(name, options, named):
     with pytest.raises((InputError, ValidationError), match=named):
-        create_curriculum_strategy(name, **options)
+        create(name, **options)
 
 
 @arguments(frozen=False)
@@ -186,13 +158,13 @@ class Corpus(list):
 
 
 def test_a_strategy_of_ones_own_is_scored_once(tmp_path, monkeypatch):
-    made, split = create_curriculum_strategy("given", scores=[2, 1]), Corpus("ab")
+    made, split = create("given", scores=[2, 1]), Corpus("ab")
     assert made.sort_by_difficulty(split)[0] == ["b", "a"]
     assert score_documents(made, split, tmp_path).tolist() == [2, 1]
     assert score_documents(Given([3, 4]), split, tmp_path).tolist() == [3, 4]
     monkeypatch.setattr(Given, "score", None)
     assert score_documents(Given([2, 1]), split, tmp_path).tolist() == [2, 1]
-    assert not score_documents(create_curriculum_strategy("none"), split, tmp_path).any()
+    assert not score_documents(create("none"), split, tmp_path).any()
 
 
 @pytest.mark.parametrize("path", sorted({*CONF.glob("curriculum/*/*.yaml")} - {CONF / "curriculum/strategy/anti.yaml"}))
@@ -203,9 +175,7 @@ def test_defaults_in_conf_are_those_of_the_classes(path):
     fragment.pop("defaults", None)  # in which dynamic has its base
     assert fragment.keys() == parameters.keys() - {"base"}
     for key, value in fragment.items():
-        assert (
-            str(value).startswith("${") or value == parameters[key].default or tuple(value) == parameters[key].default
-        )
+        assert str(value).startswith("${") or parameters[key].default in (value, tuple(np.atleast_1d(value).tolist()))
 
 
 def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
@@ -213,7 +183,6 @@ def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(CONF.parent / "examples" / "curriculum.py"))
     lines = capsys.readouterr().out.splitlines()
     admitted, losses = zip(*((int(line.split()[2]), float(line.split()[-1])) for line in lines), strict=True)
-    assert len(lines) == 4
     assert sorted(admitted) == list(admitted)
-    assert admitted[0] < admitted[-1]
-    assert losses[-1] < losses[0]
+    assert admitted[0] < admitted[3]
+    assert losses[3] < losses[0]
