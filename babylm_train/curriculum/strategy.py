@@ -248,6 +248,8 @@ class RandomCurriculum(Curriculum):
 def _read_frequencies(path: Path) -> Counter[str]:
     from babylm_train.curriculum import hindi
 
+    if not path.is_file():  # a device has no end
+        raise InputError(f"{KEY}.frequency_list: {path} is no file")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
