@@ -50,7 +50,7 @@ def test_every_fragment_is_built(workplace, monkeypatch):
 TRAINED = {
     "data=hub": 1,
     "tokenizer=pretrained ~tokenizer.vocab_size": 1,
-    "tokenizer=byte ~tokenizer.vocab_size logger=tensorboard": 1,
+    "tokenizer=byte ~tokenizer.vocab_size": 1,
     "experiment=smoke": 1,
     "experiment=optimizers scale=nano seed=1 hydra.sweeper.params={optimizer:sgd,seed:1}": 1,
     "experiment=hpo scale=nano hydra.sweeper.n_trials=2": 2,

@@ -165,7 +165,8 @@ def test_a_secret_of_the_environment_is_in_no_file(tmp_path):
     given = [
         "data=text",
         "data.train=data/${oc.env:SECRET}/a.txt",
-        "logger=tensorboard",
+        "logger=wandb",
+        "logger.mode=offline",
         "seed=${oc.decode:${oc.env:N}}",
     ]
     small = [s for s in SMALL if not s.startswith(("hydra.run", "logger"))]
