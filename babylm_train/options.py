@@ -65,7 +65,6 @@ class TrainerOptions:
     average: Average = Average()
     gradient_checkpointing: bool = False
     compile: bool = False
-    profile: bool = False
     deterministic: bool = False
     device: str = "auto"
     export: Literal["best", "last"] = "best"

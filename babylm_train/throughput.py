@@ -1,4 +1,4 @@
-"""What a model costs, and how fast a run is: operations, memory, tokens a second, MFU; traces."""
+"""What a model costs, and how fast a run is: operations, memory, tokens a second, MFU."""
 
 from __future__ import annotations
 
@@ -6,62 +6,36 @@ import contextlib
 import copy
 import ctypes
 import functools
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-# Dense peaks in TFLOP/s from the makers' data sheets: (float16 and bfloat16, TF32, float32); the first name that fits.
-PEAKS = {
-    "B200": (2250, 1125, 80),
-    "H200": (989, 495, 67),
-    "H100 PCIe": (756, 378, 51),
-    "H100 NVL": (835, 418, 60),
-    "H100": (989, 495, 67),
-    "L40S": (362, 183, 92),
-    "L40": (181, 90.5, 90.5),
-    "L4": (121, 60, 30),
-    "A100": (312, 156, 19.5),
-    "A10": (125, 62, 31),
-    "A10G": (70, 35, 35),
-    "RTX 4090": (165, 83, 83),
-    "V100": (125, 15.7, 15.7),
-    "T4": (65, 8.1, 8.1),
-}
-PROFILED, BEFORE = 10, 5  # updates in a trace, and before it
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
+# Numbers that a layer keeps for each token and unit of width. Korthikanti et al. 2022 count 17 (34 bytes at 16 bits).
+# What autograd kept in models of 4 layers x 160: GPT-2 20 in float32 and 24 in bfloat16 (casts are kept too), Qwen3 30
+# and 41; with 24, logits included, all are within 20 %.
+KEPT = 24
 
 
 @functools.cache
-def peak_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float | None:
-    """FLOP/s of matrix products: from the table for a GPU (None: not in it), measured for anything else.
-
-    Args:
-        dtype: inside autocast. rounding: of float32 products, as in torch.set_float32_matmul_precision.
-    """
-    if device.type != "cuda":
-        return measured_flops(device, dtype)
-    name = torch.cuda.get_device_name(device)
-    column = 0 if dtype in (torch.bfloat16, torch.float16) else 1 if rounding != "highest" else 2
-    return next((1e12 * peaks[column] for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
-
-
-def measured_flops(
+def measure_flops(
     device: torch.device,
     dtype: torch.dtype,
-    size: int = 1024,
+    rounding: str,
+    size: int | None = None,
     times: int = 4,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """FLOP/s of the fastest of some products of `size` x `size`."""
+    """FLOP/s of the fastest of some products of square matrices; `rounding`: of float32, only tells results apart."""
+    size = size or (4096 if device.type == "cuda" else 1024)
     matrix = torch.full((size, size), 0.5, device=device, dtype=dtype)
     seconds = []
     for _ in range(times):
@@ -80,66 +54,35 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Meter:
-    """Measures training between two log lines, evaluation and saving left out.
+    """Measures training between two log lines. `flops`: a token; `peak`: FLOP/s of the device."""
 
-    Args:
-        flops: a token. peak: of the device in FLOP/s, None if it is not known.
-    """
-
-    def __init__(self, flops: float, peak: float | None, device: torch.device) -> None:
+    def __init__(self, flops: float, peak: float, device: torch.device) -> None:
         self.flops, self.peak, self.device = flops, peak, device
         self.start(0)
 
     def start(self, tokens: int) -> None:
         """A window begins; `tokens` were trained on before."""
-        self.begin, self.tokens, self.waited, self.away = time.perf_counter(), tokens, 0.0, 0.0
+        self.begin, self.tokens, self.spent = time.perf_counter(), tokens, {"data": 0.0, "aside": 0.0}
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time that the model waits for rows."""
+    def spend(self, on: str) -> Iterator[None]:
+        """Time inside is spent on `data`, which the model waits for, or `aside`, which is no training."""
         begin = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - begin
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time that is not training."""
-        begin = time.perf_counter()
-        yield
-        self.away += time.perf_counter() - begin
+        self.spent[on] += time.perf_counter() - begin
 
     def read(self, tokens: int) -> dict[str, Any]:
         """The window's figures; the next begins. MFU against the peak, which is stated beside it."""
-        seconds = max(time.perf_counter() - self.begin - self.away, 1e-9)
-        rate, waited = (tokens - self.tokens) / seconds, self.waited
+        seconds = max(time.perf_counter() - self.begin - self.spent["aside"], 1e-9)
+        rate, waited = (tokens - self.tokens) / seconds, self.spent["data"]
         self.start(tokens)
         return {
             "tokens_per_second": round(rate, 1),
-            "mfu": self.peak and round(rate * self.flops / self.peak, 4),
-            "peak_tflops": self.peak and round(self.peak / 1e12, 3),
+            "mfu": round(rate * self.flops / self.peak, 4),
+            "peak_tflops": round(self.peak / 1e12, 3),
             "peak_memory_mib": round(peak_memory(self.device)),
             "data_wait": round(waited / seconds, 4),
         }
-
-
-def shown(speed: dict[str, Any]) -> dict[str, str]:
-    """A reading for the progress bar."""
-    mfu = {} if speed["mfu"] is None else {"mfu": f"{speed['mfu']:.0%}"}
-    memory, wait = f"{speed['peak_memory_mib']:,} MiB", f"{speed['data_wait']:.1%}"
-    return {"tokens_per_s": f"{speed['tokens_per_second']:,.0f}", **mfu, "memory": memory, "data_wait": wait}
-
-
-@contextlib.contextmanager
-def profiler(enabled: bool, path: Path) -> Iterator[Callable[[], None]]:
-    """Yields what is called after each update; where enabled, writes a trace of ten updates to `path` (chrome://tracing)."""
-    if not enabled:
-        yield lambda: None
-        return
-    from torch.profiler import profile, schedule
-
-    plan = schedule(wait=BEFORE - 1, warmup=1, active=PROFILED, repeat=1)
-    with profile(schedule=plan, on_trace_ready=lambda p: p.export_chrome_trace(str(path))) as running:
-        yield running.step
 
 
 def keep_pages() -> None:
@@ -149,94 +92,58 @@ def keep_pages() -> None:
             mallopt(option, value)
 
 
-# Korthikanti et al. 2022 count 17 (34 bytes at 16 bits). What autograd kept in models of 4 layers x 160: GPT-2 20 in
-# float32 and 24 in bfloat16 (casts are kept too), Qwen3 30 and 41; with 24, logits included, all are within 20 %.
-KEPT = 24
-
-
 @dataclass(frozen=True)
 class Size:
-    """What a model costs.
-
-    parameters: trainable, tied ones once. flops_per_token: forward and backward. rows: of a micro-batch, of `context`
-    targets each. optimizer_bytes: of its state. activation_bytes: of a number inside autocast, 2 or 4.
-    """
+    """Trainable parameters, tied ones once; operations a token, forward and backward; bytes of a training step."""
 
     parameters: int
     flops_per_token: int
-    layers: int
-    width: int
-    vocabulary: int
-    context: int
-    rows: int
-    optimizer_bytes: int
-    activation_bytes: int
-    checkpointing: bool = False
-
-    def memory(self) -> dict[str, int]:
-        """Bytes of a micro-batch's training step, an estimate: allocator, kernels and framework come on top.
-
-        A layer keeps KEPT numbers for each token and unit of width until its backward pass; under checkpointing its
-        input alone, and one layer at a time. The logits are there twice in float32 (their logarithms, and themselves or
-        their gradient), and once in a 16-bit autocast type.
-        """
-        tokens, layer = self.rows * self.context, KEPT * self.width
-        numbers = (self.layers * self.width + layer) if self.checkpointing else self.layers * layer
-        logits = self.vocabulary * (8 if self.activation_bytes == 4 else 8 + self.activation_bytes)
-        parts = {
-            "weights": 4 * self.parameters,
-            "gradients": 4 * self.parameters,
-            "optimizer": self.optimizer_bytes,
-            "activations": tokens * (numbers * self.activation_bytes + logits),
-        }
-        return {**parts, "total": sum(parts.values())}
-
-
-def multiplied(model: Any) -> int:
-    """Parameters that a token is multiplied with: all but embeddings that are only looked up, tied ones once."""
-    head = model.get_output_embeddings()
-    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    looked_up = sum(w.numel() for w in embeddings if head is None or w is not head.weight)
-    return sum(p.numel() for p in model.parameters()) - looked_up
-
-
-def flops_per_token(model: Any, context: int) -> int:
-    """Floating-point operations to train on one token in rows of `context`: 6 N + 12 layers * width * context.
-
-    6 N: two for each weight forward, four backward (Kaplan et al. 2020, section 2.1); the attention term is that of
-    PaLM (Chowdhery et al. 2022, appendix B). It counts full, not causal, attention over a whole row, so it is an upper
-    bound for packed documents; recomputation under gradient checkpointing is left out.
-    """
-    config = model.config
-    return 6 * multiplied(model) + 12 * config.num_hidden_layers * config.hidden_size * context
+    memory: dict[str, int]
 
 
 def size_of(
     model: Any, optimizer: Optimizer, *, context: int, rows: int, activation_bytes: int, checkpointing: bool = False
 ) -> Size:
-    """The size of a transformers model that `optimizer` trains in micro-batches of rows x context targets."""
-    config = model.config
-    return Size(
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops_per_token=flops_per_token(model, context),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        vocabulary=config.vocab_size,
-        context=context,
-        rows=rows,
-        optimizer_bytes=_state_bytes(optimizer),
-        activation_bytes=activation_bytes,
-        checkpointing=checkpointing,
-    )
+    """What a transformers model costs that `optimizer` trains in micro-batches of rows x context targets.
+
+    Memory is an estimate: allocator, kernels and framework come on top. A layer keeps KEPT numbers until its backward
+    pass; under checkpointing its input alone, and one layer at a time. The logits are there twice in float32 (their
+    logarithms, and themselves or their gradient), and once in a 16-bit autocast type.
+
+    Args:
+        activation_bytes: of a number inside autocast, 2 or 4.
+    """
+    config, layer = model.config, KEPT * model.config.hidden_size
+    numbers = config.num_hidden_layers * (config.hidden_size if checkpointing else layer) + layer * checkpointing
+    logits = config.vocab_size * (8 if activation_bytes == 4 else 8 + activation_bytes)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": _state_bytes(optimizer),
+        "activations": rows * context * (numbers * activation_bytes + logits),
+    }
+    return Size(parameters, flops_per_token(model, context), {**memory, "total": sum(memory.values())})
+
+
+def flops_per_token(model: Any, context: int) -> int:
+    """Floating-point operations to train on one token in rows of `context`: 6 N + 12 layers * width * context.
+
+    6 N: two for each weight forward, four backward (Kaplan et al. 2020, section 2.1), embeddings that are only looked
+    up left out; the attention term is that of PaLM (Chowdhery et al. 2022, appendix B). It counts full, not causal,
+    attention over a whole row, so it is an upper bound for packed documents; recomputation is left out.
+    """
+    config, head = model.config, model.get_output_embeddings()
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not head.weight)
+    multiplied = sum(p.numel() for p in model.parameters()) - looked_up
+    return int(6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * context)
 
 
 def _state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state after a step: what it keeps for each number of a weight, times their count.
-
-    A copy of the optimizer takes a step on stand-ins of four numbers a dimension.
-    """
+    """Bytes of the optimizer's state after a step, found by a copy of it that steps on stand-ins of the weights."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    small = {id(p): torch.nn.Parameter(torch.ones([4] * p.dim())) for p in weights}
+    small = {id(p): nn.Parameter(torch.ones([4] * p.dim())) for p in weights}
     clone = copy.deepcopy(optimizer, dict(small))
     clone.state.clear()
     for stand_in in small.values():

@@ -21,7 +21,7 @@ from babylm_train.metrics import Record
 from babylm_train.model.forward import Forward
 from babylm_train.optim import RunningAverage, set_mode
 from babylm_train.state import LOSS, Batch, Evaluation, RunState
-from babylm_train.throughput import Meter, flops_per_token, keep_pages, peak_flops, profiler, shown
+from babylm_train.throughput import Meter, flops_per_token, keep_pages, measure_flops
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -82,7 +82,7 @@ class Trainer:
         self.state, self.saved_at, self.bar = RunState(), -1, tqdm(disable=True)
         self.seconds_before, self.began = 0.0, time.perf_counter()
         self.average = RunningAverage(model, options.average, self.curriculum.total_updates, self.curriculum.epochs)
-        peak = peak_flops(self.device, self.precision.inside, torch.get_float32_matmul_precision())
+        peak = measure_flops(self.device, self.precision.inside, torch.get_float32_matmul_precision())
         self.meter = Meter(flops_per_token(model, self.max_length), peak, self.device)
         if self.device.type == "cpu":
             keep_pages()
@@ -97,16 +97,13 @@ class Trainer:
             self.record.start()
         self.began = time.perf_counter()
         self.meter.start(state.tokens)
-        with (
-            tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=None) as self.bar,
-            profiler(self.options.profile, self.record.directory / "profile.json") as end_update,
-        ):
+        with tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=None) as self.bar:
             while state.epoch < self.curriculum.epochs and state.updates < total and not state.stopped:
-                self.train_epoch(end_update)
+                self.train_epoch()
         return state
 
-    def train_epoch(self, end_update: Callable[[], None] = lambda: None) -> None:
-        """Trains what is left of the epoch, a slice of the budget; `end_update` is called after each update."""
+    def train_epoch(self) -> None:
+        """Trains what is left of the epoch, a slice of the budget."""
         state, options = self.state, self.options
         part = self.curriculum.prepare_epoch(state.epoch)
         rows = PackedRows(self.train_split, part, self.max_length)
@@ -115,11 +112,10 @@ class Trainer:
         self.model.train()
         set_mode(self.optimizer, "train")
         for index in range(state.epoch_update, part.updates):
-            with self.meter.waiting():
+            with self.meter.spend("data"):
                 batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
             rate, words = float(self.scheduler.get_last_lr()[0]), state.words
             _, norm = self.make_update(batches)
-            end_update()
             if self.milestones is not None:
                 with self.average.applied(self.optimizer):
                     self.milestones.export_reached(words, state)
@@ -168,8 +164,6 @@ class Trainer:
             nats, norm = torch.stack([total, gradient.double()]).tolist()  # the only wait for the device
             if finite := math.isfinite(nats) and math.isfinite(norm):
                 self.optimizer.step()
-                if _due(state.updates + 1, self.options.log_every):
-                    self.logger.log_gradients(self.model, state.updates + 1)
             if self.scaler.is_enabled():
                 self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -188,7 +182,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Exact loss of the model's weights over the validation split, in float32."""
-        with self.meter.aside():
+        with self.meter.spend("aside"):
             return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
 
     def save_checkpoint(self, names: list[str]) -> Path:
@@ -204,7 +198,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             **self.identity,
         }
-        with self.meter.aside():
+        with self.meter.spend("aside"):
             path = self.checkpoints.save(content, names)
         self.saved_at = self.state.updates
         self.logger.log_checkpoint(path, best=BEST in names)
@@ -243,7 +237,8 @@ class Trainer:
         self._log({**values, "threshold": threshold, "skipped": self.state.skipped})
         speed = self.meter.read(self.state.tokens)
         self.record.time(step=self.state.updates, **speed, seconds=round(self.seconds, 3))
-        self.bar.set_postfix({"loss": f"{values['train/loss']:.3f}", "lr": f"{rate:.1e}", **shown(speed)})
+        shown = {"loss": f"{values['train/loss']:.3f}", "lr": f"{rate:.1e}"}
+        self.bar.set_postfix({**shown, "tokens_per_s": f"{speed['tokens_per_second']:,.0f}"})
 
     def _validate(self) -> bool:
         """Evaluates, logs, tells the curriculum and early stopping; True where the loss is the best so far."""

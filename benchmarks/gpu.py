@@ -26,7 +26,7 @@ from arms import Measured, Setting, hf_trainer, model_of, ours
 from transformers import GPT2Config
 
 from babylm_train.errors import RunError
-from babylm_train.throughput import flops_per_token, peak_flops
+from babylm_train.throughput import flops_per_token, measure_flops
 
 SIZES = {"tiny": (2, 32, 2), "40m": (8, 512, 8), "110m": (12, 768, 12), "220m": (15, 1024, 16)}
 RESULTS = Path(__file__).parent / "results"
@@ -53,9 +53,8 @@ def row(name: str, size: str, setting: Setting, arm: Callable[..., Measured]) ->
         return f"| {size} | {name} | {str(error).splitlines()[0][:90]} | | |"
     flops = flops_per_token(model_of(setting, plain=False), setting.length)
     device = torch.device(setting.device)
-    peak = peak_flops(device, torch.bfloat16, "highest")
-    mfu = f"{found.tokens * flops / peak:.1%}" if peak else "peak unknown"
-    return f"| {size} | {name} | {found.tokens:,.0f} | {mfu} | {found.memory:,.0f} |"
+    mfu = found.tokens * flops / measure_flops(device, torch.bfloat16, "highest")
+    return f"| {size} | {name} | {found.tokens:,.0f} | {mfu:.1%} | {found.memory:,.0f} |"
 
 
 def main(arguments: list[str] | None = None) -> str:
@@ -87,11 +86,8 @@ def main(arguments: list[str] | None = None) -> str:
                 lines.append(row(name, size, replace(setting, compile=compiled), arm))
             print(lines[-1], flush=True)
     device = torch.cuda.get_device_name() if cuda else "CPU"
-    peak = peak_flops(torch.device("cuda" if cuda else "cpu"), torch.bfloat16, "highest")
-    text = (
-        "\n".join(lines)
-        + f"\n\n{device}, MFU against {(peak or 0) / 1e12:.3g} TFLOP/s bf16, torch {torch.__version__}, "
-    )
+    peak = measure_flops(torch.device("cuda" if cuda else "cpu"), torch.bfloat16, "highest")
+    text = "\n".join(lines) + f"\n\n{device}, MFU against {peak / 1e12:.3g} TFLOP/s bf16, torch {torch.__version__}, "
     text += f"{datetime.date.today()}, `make bench-gpu`\n"
     print(f"\n{text}")
     if cuda and not options.tiny:

@@ -33,7 +33,7 @@ from arms import Measured, Setting, bare, hf_trainer, lightning, ours, padded_to
 from tokenizers import Tokenizer
 from transformers import GPT2Config
 
-from babylm_train.throughput import flops_per_token, keep_pages, measured_flops
+from babylm_train.throughput import flops_per_token, keep_pages, measure_flops
 
 WORDS = 500_000
 RESULTS = Path(__file__).parent / "results"
@@ -88,7 +88,8 @@ def peak_of(pipe: Any, bf16: bool, clock: Callable[[], float]) -> None:
         torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
     keep_pages()
-    pipe.send(measured_flops(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, 2048, 10, clock))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    pipe.send(measure_flops(torch.device("cpu"), dtype, "medium", 2048, 10, clock))
 
 
 def alone(function: Callable[..., None], *arguments: Any) -> Any:

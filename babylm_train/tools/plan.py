@@ -92,7 +92,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        size = {"parameters": self.size.parameters, "memory": self.size.memory()} if self.size else {}
+        size = {"parameters": self.size.parameters, "memory": self.size.memory} if self.size else {}
         return {**asdict(self), **size, "flops": self.flops}
 
     def table(self) -> str:
@@ -114,7 +114,7 @@ class Plan:
             deciles = " ".join("-" if decile is None else f"{decile:.1f}" for decile in seen.deciles)
             lines[-1] += f"; by decile, easiest first: {deciles}"
         if self.size:
-            memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.size.memory().items())
+            memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.size.memory.items())
             lines.append(f"{self.size.parameters:,} parameters; {self.flops:.3g} training FLOPs")
             lines.append(f"memory, estimated: {memory}")
         return "\n".join([show_table(rows), "", *lines, *(f"warning: {text}" for text in self.warnings)])

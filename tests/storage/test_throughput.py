@@ -2,36 +2,19 @@
 
 import json
 
-import pytest
 import torch
 from tiny import model_of
 
-from babylm_train import throughput
 from babylm_train.throughput import flops_per_token
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA A10G", 70), ("NVIDIA RTX A1000", None)],
-)
-def test_peaks_by_name(name, peak, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    throughput.peak_flops.cache_clear()
-    found = throughput.peak_flops(torch.device("cuda"), torch.bfloat16, "highest")
-    throughput.peak_flops.cache_clear()
-    assert found == (peak and peak * 1e12)
-
-
 def test_timings_state_speed_and_peak(make_trainer):
-    trainer = make_trainer(epochs=1, max_steps=20, log_every=5, profile=True)
+    trainer = make_trainer(epochs=1, max_steps=20, log_every=5)
     trainer.train()
     lines = [json.loads(line) for line in trainer.record.timings.read_text().splitlines()]
     keys = {"step", "tokens_per_second", "mfu", "peak_tflops", "peak_memory_mib", "data_wait", "seconds"}
     assert all(line.keys() == keys for line in lines)
     assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] < 1 and line["peak_memory_mib"] > 50 for line in lines)
-    trace = json.loads((trainer.record.directory / "profile.json").read_text())
-    steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")}
-    assert len(steps) == 10
 
 
 def test_flops_of_a_token():

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +18,7 @@ from babylm_train.data.packing import PackedRows
 from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.optim import schedule
 from babylm_train.state import EpochSlice
-from babylm_train.throughput import Size, multiplied, size_of
+from babylm_train.throughput import Size, size_of
 from babylm_train.tools.plan import count_exposures, count_words, list_rates, main, make_plan
 
 LENGTH = 8  # targets a row of make_trainer's runs
@@ -215,17 +214,6 @@ def test_rates_of_any_scheduler():
     assert planned.get_last_lr()[0] == rates[0]
 
 
-def test_memory_by_hand():
-    size = Size(
-        parameters=1000, flops_per_token=7000, layers=2, width=16, vocabulary=40, context=8, rows=3,
-        optimizer_bytes=8000, activation_bytes=4,
-    )  # fmt: skip
-    activations = 3 * 8 * (2 * 24 * 16 * 4 + 40 * 8)
-    parts = {"weights": 4000, "gradients": 4000, "optimizer": 8000, "activations": activations}
-    assert size.memory() == {**parts, "total": 16000 + activations}
-    assert replace(size, checkpointing=True).memory()["activations"] == 3 * 8 * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
-
-
 @pytest.mark.parametrize(
     ("optimizer", "bytes_each"),
     [(partial(torch.optim.AdamW, lr=1e-3, fused=True), 8), (partial(torch.optim.SGD, lr=1e-3, momentum=0.9), 4)],
@@ -237,11 +225,15 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
     # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
     layer = 16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64 + 64 * 16 + 16 + 64
-    assert multiplied(trainer.model) == 2 * layer + 32 + 40 * 16
-    assert size.flops_per_token == 6 * multiplied(trainer.model) + 12 * 2 * 16 * LENGTH
-    assert size.parameters == multiplied(trainer.model) + 8 * 16
-    assert (size.layers, size.width, size.vocabulary) == (2, 16, 40)
-    assert size.optimizer_bytes == bytes_each * size.parameters
+    multiplied = 2 * layer + 32 + 40 * 16
+    parameters = multiplied + 8 * 16
+    activations = 3 * LENGTH * (2 * 24 * 16 * 4 + 40 * 8)
+    parts = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": bytes_each * parameters}
+    memory = {**parts, "activations": activations, "total": sum(parts.values()) + activations}
+    assert size == Size(parameters, 6 * multiplied + 12 * 2 * 16 * LENGTH, memory)
+    how = {"context": LENGTH, "rows": 3, "activation_bytes": 4, "checkpointing": True}
+    recomputed = size_of(trainer.model, trainer.optimizer, **how).memory["activations"]
+    assert recomputed == 3 * LENGTH * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
 
 
 def test_the_table_and_the_record(make_trainer):
@@ -251,7 +243,7 @@ def test_the_table_and_the_record(make_trainer):
     values = json.loads(json.dumps(plan.as_dict()))
     assert [row["documents"] for row in values["rows"]] == [row.documents for row in plan.rows]
     assert values["flops"] == plan.tokens * size.flops_per_token
-    assert values["memory"]["total"] == size.memory()["total"]
+    assert values["memory"]["total"] == size.memory["total"]
     head, *rest = plan.table().splitlines()
     assert head.split()[:3] == ["epoch", "threshold", "documents"]
     assert [line.split()[0] for line in rest[:3]] == ["1", "2", "3"]
