@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, timings.jsonl, result.json and curves.png in its directory."""
+"""The record of a run: metrics.jsonl, timings.jsonl and curves.png in its directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from babylm_train.errors import InputError
-from babylm_train.files import read_lines, replaced, storage_errors, write_json
+from babylm_train.files import read_lines, replaced, storage_errors
 
 
 class Record:
@@ -16,9 +16,6 @@ class Record:
 
     metrics.jsonl holds only what a repeated run reproduces to the bit; wall-clock figures go to timings.jsonl. A file
     that is gone is not begun again: a run whose directory was deleted ends with a StorageError.
-
-    Args:
-        directory: of the run; created if missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -30,20 +27,16 @@ class Record:
         """Begins, or goes on after `offset` bytes of metrics.jsonl; what a killed run wrote later is cut off.
 
         Raises:
-            InputError: metrics.jsonl is damaged, or shorter than the checkpoint says. StorageError: cannot be written.
+            InputError: metrics.jsonl is damaged, or not what the checkpoint was taken with. StorageError.
         """
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self.timings.touch()
             with self.metrics.open("ab+") as file:
-                if file.tell() < offset:
-                    raise InputError(
-                        f"{self.metrics} has {file.tell()} bytes, but its checkpoint was taken at byte {offset}"
-                    )
-                file.truncate(offset)
                 file.seek(max(offset - 1, 0))
-                if file.read() not in (b"", b"\n"):
-                    raise InputError(f"{self.metrics} is damaged: no line ends at byte {offset}")
+                if offset and file.read(1) != b"\n":
+                    raise InputError(f"{self.metrics}: no line ends at byte {offset}, where its checkpoint was taken")
+                file.truncate(offset)
         self.lines()
 
     def offset(self) -> int:
@@ -60,19 +53,11 @@ class Record:
         """Appends one line to timings.jsonl. Raises StorageError."""
         _append(self.timings, values)
 
-    def result(self, values: dict[str, Any]) -> None:
-        """Writes result.json, by rename. Raises StorageError."""
-        write_json(self.directory / "result.json", values)
-
     def lines(self) -> list[dict[str, Any]]:
         """The metrics so far. Raises StorageError: the file is gone. InputError: it is damaged."""
         with storage_errors(self.metrics):
             self.metrics.stat()
         return read_lines(self.metrics, dict[str, Any])
-
-    def curves(self) -> Path:
-        """Draws curves.png. Raises StorageError; InputError: metrics.jsonl is damaged."""
-        return draw_curves(self.lines(), self.directory / "curves.png")
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:
@@ -90,12 +75,8 @@ PANELS = (
 )
 
 
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> Path:
-    """A PNG of 1200 x 800 pixels: loss, learning rate, threshold and gradient norm over updates, epochs marked.
-
-    Args:
-        lines: of metrics.jsonl. Raises StorageError: `path` cannot be written.
-    """
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """A PNG of loss, learning rate, threshold and gradient norm over updates, from lines of metrics.jsonl."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
@@ -113,4 +94,3 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> Path:
             axis.legend()
     with replaced(path) as aside:
         figure.savefig(aside, format="png")
-    return path

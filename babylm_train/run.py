@@ -16,9 +16,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from babylm_train import __version__
-from babylm_train.checkpoint import Checkpoints, find_checkpoint, load, refuse_misfits
+from babylm_train.checkpoint import BEST, Checkpoints, find_checkpoint, load, refuse_misfits
 from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
 from babylm_train.files import storage_errors, write_bytes, write_json, write_text
+from babylm_train.metrics import draw_curves
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
@@ -126,7 +127,6 @@ def train_to_end(
         group=run.study,
         config=run.config,
         run_id=state.run_id,
-        step=state.updates,
         arm=request.arm,
     )
     try:
@@ -136,8 +136,8 @@ def train_to_end(
             trainer.train()
             preemption.training = False
             result = {**summarise_run(run), **finish(run, directory)}
-        trainer.record.curves()
-        trainer.record.result(result)
+        draw_curves(trainer.record.lines(), directory / "curves.png")
+        write_json(directory / "result.json", result)
     except RunError as error:
         trainer.logger.finish({"status": type(error).__name__}, exit_code=error.exit_code)
         raise
@@ -177,10 +177,10 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         if trainer.milestones is not None:
             trainer.milestones.adopt(theirs / "milestones", state["words"])
         if state["best_update"] not in (0, state["updates"]):
-            own.adopt_best(Checkpoints(path.parent, 1).best(state["best_update"])[0])
+            own.link_as(BEST, Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["updates"])
     if state["best_update"] == state["updates"] != 0:
-        own.adopt_best(path)  # a kill may have come between the two names
+        own.link_as(BEST, path)  # a kill may have come between the two names
     trainer.load_checkpoint(content)
 
 
