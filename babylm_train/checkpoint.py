@@ -30,7 +30,6 @@ from babylm_train.state import RunState
 log = logging.getLogger(__name__)
 
 BEST = "checkpoint_best.pt"
-PARTS = ("state", "model", "optimizer", "scheduler", "scaler", "curriculum", "average", "rng")
 ROWS = ("trainer.batch_size", "trainer.gradient_accumulation_steps")  # their product is what an update sees
 SAME_UPDATES = {*ROWS, *(f"trainer.{k}" for k in ("device", "compile", "gradient_checkpointing", "deterministic"))}
 UNREADABLE = (  # what zipfile, its decompressors and torch raise for bytes that are no checkpoint
@@ -41,6 +40,9 @@ UNREADABLE = (  # what zipfile, its decompressors and torch raise for bytes that
 
 class DamagedError(InputError):
     """A checkpoint whose bytes are not those that were written."""
+
+
+PARTS = ("state", "model", "optimizer", "scheduler", "scaler", "curriculum", "average", "rng")
 
 
 class Plain(pydantic.BaseModel):
@@ -104,10 +106,8 @@ class Checkpoints:
     def best(self, update: int) -> tuple[Path, dict[str, Any]]:
         """The best checkpoint, which is of `update`, and its content. Raises StorageError: it is missing or damaged."""
         if (found := self.newest(update)) is None:
-            raise StorageError(
-                f"{self.directory / BEST} of update {update} is missing or damaged, and no other copy of it is left: "
-                f"delete {self.directory.parent} to run again"
-            )
+            what = f"{self.directory / BEST} of update {update} is missing or damaged"
+            raise StorageError(f"{what}: delete {self.directory.parent} to run again")
         return found
 
     def link_as(self, name: str, source: Path) -> None:

@@ -17,8 +17,6 @@ from pydantic import Field, PositiveFloat
 
 from babylm_train.errors import arguments, one_line
 
-Mode = Literal["auto", "online", "offline", "disabled"]
-NAME_LIMIT = 128  # characters of a run's name or group that the W&B server takes
 SYNC = "`wandb sync` can send what is kept in wandb/"
 
 
@@ -61,7 +59,7 @@ class WandbLogger(NoLogger):
     entity: str | None
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]]
     job_type: str | None
-    mode: Mode
+    mode: Literal["auto", "online", "offline", "disabled"]
     artifacts: Literal["none", "best", "all"]
     timeout: PositiveFloat
 
@@ -73,7 +71,6 @@ class WandbLogger(NoLogger):
     def start(
         self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, arm: str = ""
     ) -> str:
-        """See `NoLogger.start`. Returns at once."""
         run_id = run_id or secrets.token_hex(4)  # not `random`: its state belongs to the run
         self._thread = ThreadPoolExecutor(1)
         run = {
@@ -81,8 +78,8 @@ class WandbLogger(NoLogger):
             "project": self.project,
             "entity": self.entity,
             "tags": self.tags,
-            "name": name[:NAME_LIMIT],
-            "group": group[:NAME_LIMIT],
+            "name": name[:128],  # no longer ones does the server take
+            "group": group[:128],
             "job_type": self.job_type or arm[:64] or None,  # W&B groups and averages by it
             "config": config,
             "dir": str(directory.resolve()),
@@ -118,17 +115,16 @@ class WandbLogger(NoLogger):
         self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """See `NoLogger.log`."""
         self._call(lambda: self._run.log({**metrics, "step": step}))
 
     def log_checkpoint(self, path: Path, *, best: bool) -> None:
-        """See `NoLogger.log_checkpoint`. W&B takes a copy; raise `timeout` where the upload takes longer."""
+        """W&B takes a copy; raise `timeout` where the upload takes longer."""
         if self.artifacts == "all" or (self.artifacts == "best" and best):
             aliases = ["best"] if best else []
             self._call(lambda: self._run.log_artifact(str(path), f"{self._run.id}-checkpoint", "model", aliases))
 
     def finish(self, summary: dict[str, float | int | str], *, exit_code: int = 0) -> None:
-        """See `NoLogger.finish`. Waits up to `timeout` seconds."""
+        """Waits up to `timeout` seconds."""
         self._call(lambda: self._run.summary.update(summary))
         last = self._call(lambda: self._run.finish(exit_code=exit_code))
         if self._thread is not None and last is not None:
@@ -156,7 +152,7 @@ class WandbLogger(NoLogger):
             warn(f"{type(error).__name__}: {one_line(error)[:200]}; {SYNC}")
 
 
-def choose_mode(option: Mode) -> Literal["online", "offline", "disabled"]:
+def choose_mode(option: str) -> Literal["online", "offline", "disabled"]:
     """`auto` follows W&B's own switches: WANDB_MODE, `wandb offline`, `wandb disabled`.
 
     Online is only possible with an API key; without one it is offline. Asks no server.

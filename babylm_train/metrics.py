@@ -26,8 +26,7 @@ class Record:
     def start(self, offset: int = 0) -> None:
         """Begins, or goes on after `offset` bytes of metrics.jsonl; what a killed run wrote later is cut off.
 
-        Raises:
-            InputError: metrics.jsonl is damaged, or not what the checkpoint was taken with. StorageError.
+        Raises InputError: metrics.jsonl is damaged, or not what the checkpoint was taken with; StorageError.
         """
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)

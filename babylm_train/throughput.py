@@ -9,7 +9,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +19,21 @@ from torch.optim import Optimizer
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
-# Numbers that a layer keeps for each token and unit of width. Korthikanti et al. 2022 count 17 (34 bytes at 16 bits).
-# What autograd kept in models of 4 layers x 160: GPT-2 20 in float32 and 24 in bfloat16 (casts are kept too), Qwen3 30
-# and 41; with 24, logits included, all are within 20 %.
+# Numbers that a layer keeps for each token and unit of width: 17 in Korthikanti et al. 2022; autograd kept 20 (float32)
+# to 24 (bfloat16) in GPT-2 of 4 layers x 160, 30 to 41 in Qwen3. With 24, logits included, all are within 20 %.
 KEPT = 24
 
 
 @functools.cache
-def measure_flops(
-    device: torch.device,
-    dtype: torch.dtype,
-    rounding: str,
-    size: int | None = None,
-    times: int = 4,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
+def measure_flops(device: torch.device, dtype: torch.dtype, rounding: str) -> float:
     """FLOP/s of the fastest of some products of square matrices; `rounding`: of float32, only tells results apart."""
-    size = size or (4096 if device.type == "cuda" else 1024)
+    size = 4096 if device.type == "cuda" else 1024
     matrix = torch.full((size, size), 0.5, device=device, dtype=dtype)
     seconds = []
-    for _ in range(times):
-        begin = clock()
+    for _ in range(4):
+        begin = time.perf_counter()
         (matrix @ matrix)[0, 0].item()
-        seconds.append(clock() - begin)
+        seconds.append(time.perf_counter() - begin)
     return 2.0 * size**3 / min(seconds)
 
 
@@ -108,10 +100,8 @@ def size_of(
 
     Memory is an estimate: allocator, kernels and framework come on top. A layer keeps KEPT numbers until its backward
     pass; under checkpointing its input alone, and one layer at a time. The logits are there twice in float32 (their
-    logarithms, and themselves or their gradient), and once in a 16-bit autocast type.
-
-    Args:
-        activation_bytes: of a number inside autocast, 2 or 4.
+    logarithms, and themselves or their gradient), and once in a 16-bit autocast type. `activation_bytes`: of a number
+    inside autocast, 2 or 4.
     """
     config, layer = model.config, KEPT * model.config.hidden_size
     numbers = config.num_hidden_layers * (config.hidden_size if checkpointing else layer) + layer * checkpointing

@@ -1,9 +1,4 @@
-"""Causal attention inside documents that share a row.
-
-On a CPU the documents of a micro-batch are gathered by length into blocks of whole documents: a document padded on its
-right needs no mask under causal attention, and its cost is its own length squared, not the row's. Elsewhere, and under
-torch.compile, shapes are static: one mask a micro-batch, shared by all layers.
-"""
+"""Causal attention inside documents that share a row: in blocks of one length on a CPU, by a mask elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "documents"  # as registered with transformers
@@ -23,19 +19,18 @@ SHORT = 16  # documents up to this length share one block
 
 @dataclass(frozen=True)
 class Blocks:
-    """Documents of a micro-batch of N positions, gathered into padded blocks of P positions in all.
+    """Documents of a micro-batch of N positions, gathered into padded blocks of P places in all."""
 
-    index: int64 (P,), the position that each place of the blocks reads; padding repeats its document's last position.
-    inverse: int64 (N,), the place that holds each position. shapes: (documents, length) of each block.
+    index: Tensor  # int64 (P,): the position that each place reads; padding repeats its document's last one
+    inverse: Tensor  # int64 (N,): the place that holds each position
+    shapes: tuple[tuple[int, int], ...]  # (documents, length) of each block
+
+
+def group_documents(position_ids: Tensor) -> Blocks:
+    """The blocks of rows whose position_ids, int64 (rows, length), restart at each document.
+
+    A document padded on its right needs no mask, and its cost is its own length squared, not the row's.
     """
-
-    index: torch.Tensor
-    inverse: torch.Tensor
-    shapes: tuple[tuple[int, int], ...]
-
-
-def group_documents(position_ids: torch.Tensor) -> Blocks:
-    """The blocks of rows whose position_ids, int64 (rows, length), restart at each document."""
     positions = position_ids.numpy()
     begins = np.ones(positions.shape, dtype=bool)
     begins[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
@@ -62,7 +57,7 @@ def group_documents(position_ids: torch.Tensor) -> Blocks:
     return Blocks(torch.from_numpy(np.concatenate(indices)), torch.from_numpy(inverse), tuple(shapes))
 
 
-def mask_documents(position_ids: torch.Tensor) -> torch.Tensor:
+def mask_documents(position_ids: Tensor) -> Tensor:
     """True where a position may look: bool (rows, 1, length, length), made on the device without a synchronisation."""
     restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
     document = torch.nn.functional.pad(restarts.cumsum(1), (1, 0))
@@ -70,55 +65,32 @@ def mask_documents(position_ids: torch.Tensor) -> torch.Tensor:
     return ((document[:, :, None] == document[:, None, :]) & (column[:, None] >= column))[:, None]
 
 
-class _Gather(torch.autograd.Function):
-    """x[index]; its gradient is grad[inverse], because only padding repeats a position and its gradient is zero."""
+class _Select(torch.autograd.Function):
+    """x[index]; its gradient is grad[inverse] (what repeats is padding, of gradient zero), else zero elsewhere."""
 
     @staticmethod
-    def forward(context: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(inverse)
+    def forward(context: Any, x: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:
+        context.save_for_backward(index, inverse)
+        context.places = len(x)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grad.index_select(0, context.saved_tensors[0]), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """x[inverse]; its gradient leaves padding at zero."""
-
-    @staticmethod
-    def forward(context: Any, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(inverse)
-        context.places = len(x)
-        return x.index_select(0, inverse)
-
-    @staticmethod
-    def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.new_zeros(context.places, grad.shape[1]).index_copy_(0, context.saved_tensors[0], grad), None
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        index, inverse = context.saved_tensors
+        if inverse is not None:
+            return grad.index_select(0, inverse), None, None
+        return grad.new_zeros(context.places, grad.shape[1]).index_copy_(0, index, grad), None, None
 
 
 def attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: Any = None,
-    **rest: Any,
-) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; query, key and value are (rows, heads, length, size).
-
-    Args:
-        documents: `Blocks`, or a mask; None: as plain SDPA, `attention_mask` included.
-    """
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, documents: Any = None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface; `documents`: `Blocks`, or a mask; None: as plain SDPA."""
     if documents is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast QK norms give float32
     groups = query.shape[1] // key.shape[1]
     if isinstance(documents, Blocks):
@@ -131,8 +103,8 @@ def attend(
 
 
 def _attend_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Blocks, dropout: float, scaling: float | None
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, dropout: float, scaling: float | None
+) -> Tensor:
     rows, heads, length, size = query.shape
     if blocks.shapes == ((rows, length),):  # a document a row
         return _attend_block(query, key, value, dropout, scaling).transpose(1, 2).contiguous()
@@ -140,21 +112,18 @@ def _attend_blocks(
     parts = []
     for x in (query, key, value):
         flat = x.transpose(1, 2).reshape(rows * length, heads * size)
-        parts.append(_Gather.apply(flat, blocks.index, blocks.inverse).split(sizes))  # type: ignore[no-untyped-call]
+        parts.append(_Select.apply(flat, blocks.index, blocks.inverse).split(sizes))  # type: ignore[no-untyped-call]
     outs = []
     for shape, *block in zip(blocks.shapes, *parts, strict=True):
         q, k, v = (x.view(*shape, heads, size).transpose(1, 2) for x in block)
         outs.append(_attend_block(q, k, v, dropout, scaling).transpose(1, 2).reshape(-1, heads * size))
-    return _Scatter.apply(torch.cat(outs), blocks.inverse).view(rows, length, heads, size)  # type: ignore[no-untyped-call]
+    return _Select.apply(torch.cat(outs), blocks.inverse, None).view(rows, length, heads, size)  # type: ignore[no-untyped-call]
 
 
-def _attend_block(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
-) -> torch.Tensor:
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
     """Causal attention of whole documents; (documents, heads, length, size) in and out.
 
-    Where products go through bfloat16 instructions, two of them and a softmax are 2 to 3 times faster than the fused
-    kernel.
+    With bfloat16 instructions two products and a softmax are 2 to 3 times faster than the fused kernel.
     """
     documents, heads, length, size = query.shape
     rounded = query.dtype == torch.bfloat16 or torch.get_float32_matmul_precision() == "medium"
@@ -165,12 +134,3 @@ def _attend_block(
     scores = torch.baddbmm(hidden.expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=scaling or size**-0.5)
     shares = torch.nn.functional.dropout(scores.softmax(-1), dropout)
     return (shares @ v).view(documents, heads, length, size)
-
-
-def register() -> None:
-    """Makes `attn_implementation=NAME` known to transformers; without `documents` it is SDPA and its masks."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LEVELS = 1 << 16  # of the draws of dropout on a CPU
+# what transformers' configuration classes call the length of a row, and the two dropouts
+POSITIONS = ("n_positions", "max_position_embeddings")
+ATTENTION = ("attn_pdrop", "attention_probs_dropout_prob", "attention_dropout")
+RESIDUAL = ("resid_pdrop", "embd_pdrop", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout")
 
 
 def causal_lm(
@@ -26,34 +30,30 @@ def causal_lm(
 ) -> PreTrainedModel:
     """A decoder with freshly drawn weights (from torch's global generator).
 
-    Args:
-        config: a transformers configuration class with its sizes bound; vocabulary, context, dropout and special tokens
-            are filled in here.
-        tokenizer: gives vocabulary size and special token ids.
-        max_length: positions the model is built for.
-        dropout: on the embeddings and on each attention's and MLP's output, in [0, 1).
-        attention_dropout: on the attention weights, in [0, 1).
+    `config` is a transformers configuration class with its sizes bound; vocabulary, positions, dropout (on the
+    embeddings and on each attention's and MLP's output) and special tokens are filled in here.
 
     Raises:
-        InputError: a dropout is out of range, or a key is set that is filled in here.
+        InputError: a dropout is not in [0, 1), or a key is set that is filled in here.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     from babylm_train.model import attention
 
-    known = inspect.signature(getattr(config, "func", config)).parameters
-    if own_dropout := "resid_pdrop" in known:
-        sizes = {"n_positions": max_length, "attn_pdrop": attention_dropout}
-        sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop"), dropout)
-    else:
-        sizes = {"max_position_embeddings": max_length, "attention_dropout": attention_dropout}
-    built = _fill(config, sizes, tokenizer, dropout, attention_dropout)
-    if plain := _attends_to_all(built):
-        attention.register()
-    model = AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME if plain else "sdpa")
-    use_fast_dropout(model)
-    if dropout and not own_dropout:
-        add_residual_dropout(model, dropout)
+    AttentionInterface.register(attention.NAME, attention.attend)
+    AttentionMaskInterface.register(attention.NAME, sdpa_mask)
+    built = _fill(config, tokenizer, max_length, dropout, attention_dropout, {})
+    kind = attention.NAME if _attends_to_all(built) else "sdpa"
+    model = AutoModelForCausalLM.from_config(built, attn_implementation=kind)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+    if dropout and not hasattr(built, "resid_pdrop"):
+        for name, module in model.named_modules():
+            if name.endswith(("embed_tokens", "o_proj", "down_proj")):  # hooks leave the names of weights as they are
+                module.register_forward_hook(lambda module, _, output: drop(output, dropout, module.training))
     return model
 
 
@@ -65,30 +65,26 @@ def masked_lm(
     attention_dropout: float,
     undeclared: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """An encoder with freshly drawn weights, for objective=masked; arguments and errors as causal_lm.
-
-    Args:
-        undeclared: values that the model reads from its configuration although the class does not declare them.
-    """
+    """An encoder, as causal_lm; `undeclared`: values that it reads although its configuration class has no such key."""
     from transformers import AutoModelForMaskedLM
 
     known = inspect.signature(getattr(config, "func", config)).parameters
-    names = ["hidden_dropout_prob"] if "hidden_dropout_prob" in known else ["embedding_dropout", "mlp_dropout"]
-    attention = "attention_probs_dropout_prob" if "attention_probs_dropout_prob" in known else "attention_dropout"
-    sizes: dict[str, Any] = {"max_position_embeddings": max_length, attention: attention_dropout}
-    sizes |= dict.fromkeys(names, dropout) | (undeclared or {})
-    sizes |= {name: tokenizer.eos_token_id for name in ("cls_token_id", "sep_token_id") if name in known}
-    built = _fill(config, sizes, tokenizer, dropout, attention_dropout)
+    marks = {name: tokenizer.eos_token_id for name in ("cls_token_id", "sep_token_id") if name in known}
+    built = _fill(config, tokenizer, max_length, dropout, attention_dropout, marks | (undeclared or {}))
     return take_square_masks(AutoModelForMaskedLM.from_config(built))
 
 
 def _fill(
-    config: Callable[..., PreTrainedConfig], sizes: dict[str, Any], tokenizer: Any, dropout: float, attention: float
-) -> PreTrainedConfig:
-    for name, value in (("dropout", dropout), ("attention_dropout", attention)):
+    config: Callable[..., Any], tokenizer: Any, max_length: int, dropout: float, attention_dropout: float, more: Any
+) -> Any:
+    for name, value in (("dropout", dropout), ("attention_dropout", attention_dropout)):
         if not 0 <= value < 1:
             raise InputError(f"model.{name} must be in [0, 1), got {value}")
-    sizes = {"vocab_size": len(tokenizer), **sizes}
+    known = inspect.signature(getattr(config, "func", config)).parameters
+    sizes = {"vocab_size": len(tokenizer), **more}
+    for names, size in ((POSITIONS, max_length), (ATTENTION, attention_dropout)):
+        sizes[next((name for name in names if name in known), names[-1])] = size
+    sizes |= {name: dropout for name in RESIDUAL if name in known}
     if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
         raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
     return config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
@@ -104,8 +100,7 @@ def _attends_to_all(config: Any) -> bool:
 def take_square_masks(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, made to take a mask of shape (rows, 1, length, length), which isolates packed documents.
 
-    DeBERTa multiplies its embeddings with the mask as well, which only a mask of shape (rows, length) fits; that step
-    clears padding, and packed rows have none that is attended to.
+    DeBERTa multiplies its embeddings with the mask as well, which this one does not fit; that step only clears padding.
     """
 
     def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -119,7 +114,7 @@ def take_square_masks(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_encoder(model: nn.Module) -> bool:
-    """Is it one of transformers' masked language models, whose attention goes both ways?"""
+    """Is it one of transformers' masked language models?"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
@@ -128,20 +123,6 @@ def is_encoder(model: nn.Module) -> bool:
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def add_residual_dropout(model: nn.Module, p: float) -> None:
-    """Dropout in training after the embedding, each attention's `o_proj` and each MLP's `down_proj`.
-
-    Hooks, not modules, so that names of weights and the exported model stay those of the plain architecture.
-    """
-
-    def hook(module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return drop(output, p, module.training)
-
-    for name, module in model.named_modules():
-        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
-            module.register_forward_hook(hook)
 
 
 class _Dropout(torch.autograd.Function):
@@ -174,13 +155,5 @@ class Dropout(nn.Dropout):
     """nn.Dropout, drawn by `drop`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Shape and dtype of `input`."""
+        """As nn.Dropout's."""
         return drop(input, self.p, self.training)
-
-
-def use_fast_dropout(model: nn.Module) -> None:
-    """Makes every nn.Dropout inside `model` draw the fast way; no name changes."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))

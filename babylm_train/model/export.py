@@ -1,13 +1,10 @@
-"""A model as a folder that other tools load: safetensors, configuration, tokenizer.
-
-The exported tokenizer puts the end-of-text mark before every text, as training did, and names it as the beginning of a
-sequence too: an evaluation that begins a text with another token, or with none, scores its first words wrongly.
-"""
+"""A model as a folder that other tools load: safetensors, configuration, tokenizer."""
 
 from __future__ import annotations
 
 import copy
 import filecmp
+import itertools
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,45 +32,39 @@ def write_model(
     like: Iterable[Path] = (),
     records: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder`, aside and renamed; what stood there is replaced.
+    """Writes `folder`, aside and renamed; what stood there is replaced. Raises StorageError.
 
     Args:
         backends: of the objective; with `mntp` the code that reads a decoder both ways is put beside the weights.
-        like: folders with files that may be the same; those are hard-linked, not written twice.
+        like: folders with files that may be the same; those are hard-linked, not kept twice.
         records: further JSON files, by name.
-
-    Raises:
-        StorageError: it cannot be written.
     """
-    _describe(model, tokenizer, backends)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.bos_token_id = tokenizer.eos_token_id
+    model.config.backends = list(backends)
+    if theta := (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta"):
+        model.config.rope_theta = theta  # where transformers 4 looks for it
+    if "mntp" in backends:
+        model.config.auto_map = {"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{BOTH_WAYS[type(model).__name__]}"}
     try:
         with replaced(folder) as aside:
             model.save_pretrained(aside)
             submitted(tokenizer).save_pretrained(aside)
-            named, side = aside / "tokenizer_config.json", padding_side(backends)
-            known = {"tokenizer_class": TOKENIZER_CLASS, "padding_side": side}
+            named = aside / "tokenizer_config.json"
+            known = {"tokenizer_class": TOKENIZER_CLASS, "padding_side": padding_side(backends)}
             write_json(named, read(named, dict[str, Any]) | known)
             if "mntp" in backends:
                 shutil.copyfile(REMOTE_CODE, aside / REMOTE_CODE.name)
             for name, record in (records or {}).items():
                 write_json(aside / name, record)
-            for other in like:
-                _link_equal(aside, other)
+            for path, other in itertools.product(list(aside.iterdir()), like):
+                twin = other / path.name
+                if twin.is_file() and filecmp.cmp(path, twin, shallow=False):
+                    path.unlink()
+                    link(twin, path)
     except SafetensorError as error:  # its words for a full disk
         raise StorageError(f"cannot write {folder}: {error}") from error
-
-
-def _describe(model: PreTrainedModel, tokenizer: Any, backends: Sequence[str]) -> None:
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.bos_token_id = tokenizer.eos_token_id
-    model.config.backends = list(backends)
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if "rope_theta" in rope:
-        model.config.rope_theta = rope["rope_theta"]  # where transformers 4 looks for it
-    if "mntp" in backends:
-        masked = f"{REMOTE_CODE.stem}.{BOTH_WAYS[type(model).__name__]}"
-        model.config.auto_map = {"AutoModelForMaskedLM": masked}
 
 
 def padding_side(backends: Sequence[str]) -> str:
@@ -82,7 +73,10 @@ def padding_side(backends: Sequence[str]) -> str:
 
 
 def submitted(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A copy that puts the end-of-text mark, also named the beginning of a sequence, before every text."""
+    """A copy that puts the end-of-text mark, also named the beginning of a sequence, before every text.
+
+    So training did: an evaluation that begins a text with another token, or with none, scores its first words wrongly.
+    """
     from tokenizers.processors import TemplateProcessing
 
     copied = copy.deepcopy(tokenizer)
@@ -92,12 +86,3 @@ def submitted(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
         single=f"{mark} $A", pair=f"{mark} $A {mark} $B", special_tokens=[(mark, copied.eos_token_id)]
     )
     return copied
-
-
-def _link_equal(folder: Path, other: Path) -> None:
-    """Makes files of `folder` that `other` holds with the same content hard links to them, where the disk can."""
-    for path in folder.iterdir():
-        twin = other / path.name
-        if twin.is_file() and filecmp.cmp(path, twin, shallow=False):
-            path.unlink()
-            link(twin, path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
+from torch.utils.hooks import RemovableHandle
 
 from babylm_train.model import attention
 from babylm_train.state import IGNORE
@@ -20,10 +19,7 @@ class Forward:
     """Stands in for a transformers model wherever an objective calls one.
 
     A model built with `attn_implementation=attention.NAME` gets its documents from the restarts of position_ids; any
-    other model is called as it is.
-
-    Args:
-        model: a PreTrainedModel. compile: with torch.compile; rows: of every compiled call, fewer are filled up.
+    other model is called as it is. `rows`: of every compiled call, fewer are filled up.
     """
 
     def __init__(self, model: Any, compile: bool = False, rows: int = 0) -> None:
@@ -62,22 +58,14 @@ class Forward:
         return options | {"documents": documents, "attention_mask": positions.new_ones((1, 1, 1, 1), dtype=torch.bool)}
 
 
-@contextlib.contextmanager
-def compute_head_at(head: torch.nn.Module, places: Tensor) -> Iterator[None]:
-    """While entered, the head, a model's output embeddings, gives the logits of the flattened positions `places` alone.
-
-    Shapes (K,) and (K, vocabulary); saves most of the work of a large vocabulary. Not for a compiled model.
-    """
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, -2)[places],))
-    try:
-        yield
-    finally:
-        handle.remove()
+def compute_head_at(head: torch.nn.Module, places: Tensor) -> RemovableHandle:
+    """While entered, the head gives the logits (K, vocabulary) of the flattened positions `places`; not compiled."""
+    return head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, -2)[places],))
 
 
 @torch.no_grad()
 def has_linear_head(model: Any) -> bool:
-    """Are the logits the last hidden state times the output embeddings, and nothing else? Asked of three tokens."""
+    """Are the logits the last hidden state times the output embeddings, and nothing else? Tried on three tokens."""
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
         return False
@@ -92,13 +80,10 @@ def has_linear_head(model: Any) -> bool:
 def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Any = None) -> Tensor:
     """-sum log softmax(hidden @ weight.T)[target] over the valid targets: a float32 scalar, in nats.
 
-    The product is rounded as autocast says, the softmax is float32. The gradients of a chunk's logits are used while
-    they are at hand, so neither the logits of all positions nor their gradients are ever in memory (the idea of Liger
-    Kernel, Hsu et al. 2024). It cannot be differentiated twice. Why not torch's: benchmarks/NOTES.md.
-
-    Args:
-        hidden: (..., size) of the last layer. weight: (vocabulary, size) of the head, which has no bias.
-        targets: int64 (...), IGNORE where there is none. chunk: stands in for `chunk_loss`, compiled for instance.
+    Shapes (..., size), (vocabulary, size) and (...). The product is rounded as autocast says, the softmax is float32.
+    The gradients of a chunk's logits are used while they are at hand, so neither the logits of all positions nor their
+    gradients are ever in memory (the idea of Liger Kernel, Hsu et al. 2024); it cannot be differentiated twice. Why not
+    torch's: benchmarks/NOTES.md. `chunk` stands in for `chunk_loss`, compiled for instance.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
