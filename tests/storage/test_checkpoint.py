@@ -11,11 +11,10 @@ from dataclasses import asdict
 import pytest
 import torch
 from failpoints import FAULTS, KILL, Failpoints
-from forked import Child, damaged, load_damaged
+from forked import Child, load_damaged
 
 from babylm_train.checkpoint import BEST, Checkpoints, load, rng_state
 from babylm_train.errors import InputError, StorageError
-from babylm_train.files import cached
 from babylm_train.state import RunState
 
 
@@ -116,21 +115,6 @@ def test_flips_and_truncations_never_load_silently(tmp_path):
     assert found["refused"] > 350
 
 
-def test_damage_in_a_cache_is_built_again(tmp_path):
-    rng, built = random.Random(7), []
-
-    def build(folder):
-        built.append(1)
-        (folder / "values").write_bytes(bytes(range(100)))
-
-    folder = cached(tmp_path / "new", "kind", "key", build)
-    for number in range(40):
-        hit = folder / ["values", "manifest.json"][number % 2]
-        hit.write_bytes(damaged(hit.read_bytes(), rng))
-        assert (cached(tmp_path / "new", "kind", "key", build) / "values").read_bytes() == bytes(range(100))
-    assert len(built) > 30
-
-
 def test_over_200_histories_the_best_and_the_last_verified_are_never_deleted(tmp_path):
     """Saves, better ones among them, a damaged newest file, a run that is taken back: held against a list of all saves."""
     for seed in range(200):
@@ -158,17 +142,7 @@ def test_over_200_histories_the_best_and_the_last_verified_are_never_deleted(tmp
             assert len(updates(store)) <= store.keep_last
 
 
-def test_it_says_what_it_passed_over(tmp_path, caplog):
-    store = Checkpoints(tmp_path, keep_last=2)
-    save(store, 1)
-    save(store, 2)
-    path = tmp_path / "checkpoint_step_2.pt"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert store.newest()[1]["state"]["updates"] == 1
-    assert path.name in caplog.text
-
-
-def test_a_damaged_best_is_found_in_its_other_copy_or_named(tmp_path):
+def test_a_damaged_best_is_found_in_its_other_copy_or_named(tmp_path, caplog):
     store = Checkpoints(tmp_path, keep_last=2)
     save(store, 1, best=1)
     save(store, 2)
@@ -179,6 +153,7 @@ def test_a_damaged_best_is_found_in_its_other_copy_or_named(tmp_path):
     save(store, 3)
     with pytest.raises(StorageError, match=BEST):
         store.best(1)
+    assert f"{BEST} is damaged, or no checkpoint: BadZipFile; passed over" in caplog.text
 
 
 def test_no_room_is_found_before_training_and_no_more_is_asked_for_than_the_run_can_fill(tmp_path):
@@ -203,18 +178,12 @@ class Bomb:
         return os.mkdir, ("canary",)
 
 
-def renamed(found: dict) -> dict:
-    return {**found, "state": {**found["state"], "steps": 1}}
-
-
 @pytest.mark.parametrize(
     "other",
     [
-        [1, 2], {}, {"state": Bomb()}, {"state": {"updates": 1}}, renamed(content(1)),
-        content(1) | {"metrics_bytes": -1}, content(1) | {"metrics_bytes": "many"}, content(1) | {"threads": None},
-        content(1) | {"optimizer": [1]}, content(1) | {"config": {1: 2}}, content(1) | {"hashes": {"corpus": 5}},
+        [1, 2], {"state": Bomb()}, {"state": {"updates": 1}}, {**content(1), "state": {"steps": 1}},
+        content(1) | {"metrics_bytes": -1}, content(1) | {"optimizer": [1]}, content(1) | {"config": {1: 2}},
         {**content(1), "state": {**content(1)["state"], "tokens": "1e999"}},
-        {name: part for name, part in content(1).items() if name != "scaler"},
     ],
 )  # fmt: skip
 def test_a_file_of_another_program_or_layout_is_one_line_and_runs_nothing(tmp_path, monkeypatch, other):

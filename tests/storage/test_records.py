@@ -106,7 +106,7 @@ def test_curves_are_drawn_whatever_was_logged(tmp_path):
         assert imread(tmp_path / "curves.png").shape == (800, 1200, 4)
 
 
-def test_a_cached_folder_that_lacks_a_file_or_has_one_more_is_made_anew(tmp_path):
+def test_a_cached_folder_that_is_damaged_is_made_anew(tmp_path):
     made = []
 
     def build(folder):
@@ -116,8 +116,12 @@ def test_a_cached_folder_that_lacks_a_file_or_has_one_more_is_made_anew(tmp_path
     folder = cached(tmp_path, "kind", "key", build)
     assert cached(tmp_path, "kind", "key", build) == folder
     assert len(made) == 1
-    empty, more = lambda: (folder / "manifest.json").write_text("{}"), lambda: (folder / "b").touch()
-    for damage in ((folder / "a.txt").unlink, empty, more):
+
+    def write(name, text):
+        return lambda: (folder / name).write_text(text)
+
+    damages = [write("manifest.json", "{}"), write("manifest.json", '{"a.'), write("a.txt", "b"), write("b", "")]
+    for damage in ((folder / "a.txt").unlink, *damages):
         damage()
         assert (cached(tmp_path, "kind", "key", build) / "a.txt").read_text() == "a"
-    assert len(made) == 4
+    assert len(made) == 6
