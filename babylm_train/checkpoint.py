@@ -106,8 +106,7 @@ class Checkpoints:
     def best(self, update: int) -> tuple[Path, dict[str, Any]]:
         """The best checkpoint, which is of `update`, and its content. Raises StorageError: it is missing or damaged."""
         if (found := self.newest(update)) is None:
-            what = f"{self.directory / BEST} of update {update} is missing or damaged"
-            raise StorageError(f"{what}: delete {self.directory.parent} to run again")
+            raise StorageError(f"{self.directory / BEST} of update {update} is gone or damaged: delete the run folder")
         return found
 
     def link_as(self, name: str, source: Path) -> None:

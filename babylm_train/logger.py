@@ -128,9 +128,10 @@ class WandbLogger(NoLogger):
         self._call(lambda: self._run.summary.update(summary))
         last = self._call(lambda: self._run.finish(exit_code=exit_code))
         if self._thread is not None and last is not None:
-            if last not in wait([last], self.timeout).done:
+            finished = last in wait([last], self.timeout).done
+            if not finished:
                 warn(f"not finished after {self.timeout:g} s; {SYNC}")
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.shutdown(wait=finished, cancel_futures=True)  # its last warning included
             self._thread = None
 
     def _call(self, call: Callable[[], object]) -> Future[None] | None:
