@@ -29,11 +29,11 @@ class NoLogger:
     """Mirrors nothing; also the base of the other loggers, so that each has every call of the trainer."""
 
     def start(
-        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, arm: str = ""
+        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, variant: str = ""
     ) -> str:
         """Begins, or goes on with, the mirror of the run in `directory`; returns the id to pass when it is resumed.
 
-        `arm` is what the runs of a study have in common that differ in their seeds alone.
+        `variant` is what the runs of a study have in common that differ in their seeds alone.
         """
         return run_id or ""
 
@@ -69,7 +69,7 @@ class WandbLogger(NoLogger):
         self._failed = False
 
     def start(
-        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, arm: str = ""
+        self, directory: Path, *, name: str, group: str, config: dict[str, Any], run_id: str | None, variant: str = ""
     ) -> str:
         run_id = run_id or secrets.token_hex(4)  # not `random`: its state belongs to the run
         self._thread = ThreadPoolExecutor(1)
@@ -80,7 +80,7 @@ class WandbLogger(NoLogger):
             "tags": self.tags,
             "name": name[:128],  # no longer ones does the server take
             "group": group[:128],
-            "job_type": self.job_type or arm[:64] or None,  # W&B groups and averages by it
+            "job_type": self.job_type or variant[:64] or None,  # W&B groups and averages by it
             "config": config,
             "dir": str(directory.resolve()),
             "resume": "allow",
@@ -154,7 +154,7 @@ class WandbLogger(NoLogger):
 
 
 def choose_mode(option: str) -> Literal["online", "offline", "disabled"]:
-    """`auto` follows W&B's own switches: WANDB_MODE, `wandb offline`, `wandb disabled`.
+    """`auto` follows W&B's own switches: WANDB_DISABLED, WANDB_MODE, `wandb offline`, `wandb disabled`.
 
     Online is only possible with an API key; without one it is offline. Asks no server.
     """
@@ -163,7 +163,8 @@ def choose_mode(option: str) -> Literal["online", "offline", "disabled"]:
     from requests.utils import get_netrc_auth  # which W&B depends on
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
-    mode = settings.mode if option == "auto" else option
+    off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")  # as transformers reads it
+    mode = ("disabled" if off else settings.mode) if option == "auto" else option
     if mode in ("disabled", "offline", "dryrun"):
         return "disabled" if mode == "disabled" else "offline"
     if settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url):

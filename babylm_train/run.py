@@ -127,7 +127,7 @@ def train_to_end(
         group=run.study,
         config=run.config,
         run_id=state.run_id,
-        arm=request.arm,
+        variant=request.arm,
     )
     try:
         rows = f"micro-batches of {trainer.options.batch_size} rows x {trainer.max_length} tokens do not fit"

@@ -20,7 +20,13 @@ import yaml
 from babylm_train.config import CONF
 from babylm_train.logger import WandbLogger, choose_mode
 
-START = {"name": "run", "group": "study", "arm": "optimizer=sgd", "config": {"optimizer": {"lr": 0.1}}, "run_id": None}
+START = {
+    "name": "run",
+    "group": "study",
+    "variant": "optimizer=sgd",
+    "config": {"optimizer": {"lr": 0.1}},
+    "run_id": None,
+}
 PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
 REPLIES = {
     "RunResumeStatus": {"model": {**PROJECT, "bucket": None}},
@@ -251,6 +257,7 @@ def write_netrc(patch: pytest.MonkeyPatch) -> None:
 
 
 SWITCHES = {
+    "WANDB_DISABLED=true": (lambda patch: patch.setenv("WANDB_DISABLED", "true"), "disabled"),
     "WANDB_MODE=disabled": (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "disabled"),
     "WANDB_MODE=dryrun": (lambda patch: patch.setenv("WANDB_MODE", "dryrun"), "offline"),
     "wandb offline": (lambda _: say("offline"), "offline"),
