@@ -309,7 +309,7 @@ def _read(parts: Parts) -> tuple[Corpus, PreTrainedTokenizerFast, TokenizedSplit
     tokenizer = load_tokenizer(parts.tokenizer, corpus, source.cache_dir)
     tokenizer.model_max_length = source.max_length
     train, validation = (tokenize(s, tokenizer, cache_dir=source.cache_dir) for s in (corpus.train, corpus.validation))
-    print(describe_tokens(tokenizer, train, recipe=parts.tokenizer), flush=True)
+    print(describe_tokens(tokenizer, train), flush=True)
     return corpus, tokenizer, train, validation
 
 

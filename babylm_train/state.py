@@ -15,13 +15,6 @@ LOSS = "val/loss"  # nats a target: what best and early stopping follow, unless 
 IGNORE = -100  # a target that is no target: padding of an incomplete row
 
 
-class Document(NamedTuple):
-    """One training text, the unit a curriculum scores, and where it came from."""
-
-    text: str
-    source: str = ""
-
-
 class MinimalPair(NamedTuple):
     """Two sentences of which a speaker accepts only `good`."""
 

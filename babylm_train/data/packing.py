@@ -1,36 +1,23 @@
-"""From an epoch's order of documents to rows: a gather from the memory-mapped tokens, nothing is copied ahead of time.
+"""From an epoch's order of documents to rows: a gather from the memory-mapped tokens.
 
 The stream of an epoch is its documents one after the other, each stored as [mark] + tokens. Position i of the stream
 predicts position i + 1, so every token, and the mark that closes each document, is a target exactly once; row r covers
 the positions r * max_length ... (r + 1) * max_length, overlapping the next row by the one token that both need.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.state import IGNORE, Batch, EpochSlice
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from babylm_train.data.tokens import TokenizedSplit
 
 
 class PackedRows:
-    """The rows of one epoch slice.
-
-    Args:
-        split: the tokens of the training documents.
-        part: order and number of targets of the slice.
-        max_length: targets a row.
-
-    Only the slice's last row can be incomplete; it is filled up with ignored targets, so no token is lost.
-    """
+    """The rows of one epoch slice, of `max_length` targets each; the last is filled up with ignored ones."""
 
     def __init__(self, split: TokenizedSplit, part: EpochSlice, max_length: int) -> None:
         self.split, self.part, self.max_length = split, part, max_length
@@ -43,8 +30,6 @@ class PackedRows:
 
     def batch(self, first: int, rows: int) -> Batch:
         """The rows first ... first + rows - 1 (fewer at the slice's end)."""
-        import torch
-
         rows = min(rows, self.rows - first)
         length, start, end = self.max_length, self.part.start, self.part.start + self.part.targets
         at = start + (first + np.arange(rows))[:, None] * length + np.arange(length + 1)
@@ -72,15 +57,14 @@ class PackedRows:
         """The micro-batches of one update; the slice's last update may have fewer, and a smaller last one."""
         first = index * micro_rows * micro_batches
         last = min(first + micro_rows * micro_batches, self.rows)
-        return [self.batch(row, min(micro_rows, last - row)) for row in range(first, last, micro_rows)]
+        return [self.batch(row, micro_rows) for row in range(first, last, micro_rows)]
 
 
 class EvaluationRows:
     """Every target of a text exactly once, in windows that begin where their document begins.
 
     A document of n stored tokens has n targets, cut into windows of at most `max_length`; windows are packed whole into
-    rows (best fit, longest first), isolated from each other, so the loss depends on the text alone and not on
-    neighbours, order or batch size.
+    rows, isolated from each other, so the loss depends on the text alone and not on neighbours, order or batch size.
     """
 
     def __init__(self, split: TokenizedSplit, max_length: int) -> None:
@@ -94,23 +78,16 @@ class EvaluationRows:
 
     def batches(self, rows: int) -> Iterator[Batch]:
         """Batches of up to `rows` rows."""
-        import torch
-
+        ids = self.split.ids
         for first in range(0, len(self.windows), rows):
             part = self.windows[first : first + rows]
-            shape = (len(part), self.max_length)
-            inputs = np.full(shape, self.split.eos, dtype=np.int64)
-            targets = np.full(shape, IGNORE, dtype=np.int64)
-            positions = np.zeros(shape, dtype=np.int64)
+            inputs = np.full((len(part), self.max_length), self.split.eos)
+            targets, positions = np.full_like(inputs, IGNORE), np.zeros_like(inputs)
             for row, windows in enumerate(part):
-                column = 0
-                for start, length, closes in windows:
-                    ids = self.split.ids[start : start + length + (not closes)].astype(np.int64)
-                    here = slice(column, column + length)
-                    inputs[row, here] = ids[:length]
-                    targets[row, here] = np.append(ids[1:], self.split.eos) if closes else ids[1:]
-                    positions[row, here] = np.arange(length)
-                    column += length
+                at = np.concatenate([np.arange(start, start + length) for start, length in windows])
+                inputs[row, : len(at)] = ids[at]
+                targets[row, : len(at)] = ids[(at + 1) % len(ids)]  # the mark that begins a document closes the last
+                positions[row, : len(at)] = np.concatenate([np.arange(length) for _, length in windows])
             yield Batch(
                 inputs=torch.from_numpy(inputs),
                 targets=torch.from_numpy(targets),
@@ -121,24 +98,20 @@ class EvaluationRows:
             )
 
 
-def _pack(offsets: np.ndarray, max_length: int) -> list[list[tuple[int, int, bool]]]:
-    """Windows (first token, length, closes its document) by row: best fit, longest first."""
-    windows = [
-        (start, min(max_length, int(end) - start), start + max_length >= end)
-        for begin, end in pairwise(offsets)
-        for start in range(int(begin), int(end), max_length)
-    ]
-    windows.sort(key=lambda w: (-w[1], w[0]))
-    rows: list[list[tuple[int, int, bool]]] = []
+def _pack(offsets: np.ndarray, max_length: int) -> list[list[tuple[int, int]]]:
+    """Windows (first token, length) by row: best fit, longest first."""
+    documents = pairwise(offsets.tolist())
+    windows = [(at, min(max_length, end - at)) for begin, end in documents for at in range(begin, end, max_length)]
+    rows: list[list[tuple[int, int]]] = []
     room: list[tuple[int, int]] = []  # (free places, row), ascending
-    for window in windows:
-        place = bisect_left(room, (window[1], -1))
+    for start, length in sorted(windows, key=lambda window: (-window[1], window[0])):
+        place = bisect_left(room, (length, -1))
         if place == len(room):
             rows.append([])
             free, row = max_length, len(rows) - 1
         else:
             free, row = room.pop(place)
-        rows[row].append(window)
-        if free > window[1]:
-            insort(room, (free - window[1], row))
+        rows[row].append((start, length))
+        if free > length:
+            insort(room, (free - length, row))
     return rows

@@ -1,30 +1,25 @@
 """Tokenizers, trained on the training split alone and handed out as fast `transformers` tokenizers.
 
-Each takes zero-width characters out first, as the corpus does: text with joiners would be spelled in bytes never
-trained on. All but WordPiece give the NFC of the rest back exactly, through a fallback to bytes, so they have no
-unknown tokens. Words are found by `WORD`, which keeps a letter's vowel signs with it: GPT-2's pattern cuts Devanagari
-words at each of them.
+All but WordPiece give `normal(text)` back exactly, through a fallback to bytes, so they have no unknown tokens.
 """
 
 import json
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from babylm_train.data.corpus import ZERO_WIDTH, Corpus, normal
+from babylm_train.data.network import check_hub_name, need_hub, offline
 from babylm_train.errors import InputError, arguments
 from babylm_train.files import cached, digest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 FORMAT = 2  # raise it when training changes: cached tokenizers are then trained again
 SPECIAL = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "bos", "eos", "mask", "sep", "cls")}
@@ -32,7 +27,7 @@ SPECIALS, BYTES = list(SPECIAL.values()), sorted(pre_tokenizers.ByteLevel.alphab
 SMALLEST = len(SPECIALS) + len(BYTES)
 LARGEST = 2**24  # the trainers reserve memory for as many at once, and abort the process where they cannot
 
-# A word with the space before it. Digits and punctuation stand alone.
+# A word with its vowel signs, where GPT-2's pattern cuts, and the space before it. Digits and punctuation stand alone.
 WORD = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 # An extended grapheme cluster as since Unicode 15.1 (rule GB9c): \X of older tables cuts a conjunct after its virama.
 CONSONANT = r"[\x{0915}-\x{0939}\x{0958}-\x{095f}\x{0978}-\x{097f}]"
@@ -54,12 +49,7 @@ SMALLEST_WORDPIECE = len(SPECIALS) + len(_both_forms(ALPHABET))
 
 @arguments()
 class _Trained:
-    """What is trained to a size.
-
-    Args:
-        vocab_size: at most so many tokens, the 7 special tokens and the 256 bytes included.
-        min_frequency: a pair seen less often is not merged; a sign or a cluster seen less often is left out.
-    """
+    """What is trained to a size, special tokens and bytes included, on what occurs `min_frequency` times."""
 
     vocab_size: Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
     min_frequency: Annotated[int, Field(ge=1)]
@@ -69,24 +59,20 @@ class _Trained:
 class BPE(_Trained):
     """Byte-level byte-pair encoding."""
 
-    def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer = _byte_level(models.BPE(), WORD)
         options: dict[str, Any] = {"special_tokens": SPECIALS, "initial_alphabet": BYTES, "show_progress": False}
         tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**vars(self), **options))
-        return _wrap(tokenizer, self.vocab_size)
+        return _wrap(tokenizer)
 
 
 @arguments()
 class Unigram:
-    """The unigram language model (Kudo 2018, arXiv:1804.10959) over characters, and bytes for what has no piece.
-
-    Args:
-        vocab_size: at most so many tokens, the 7 special tokens and the 256 bytes included.
-    """
+    """The unigram language model (Kudo 2018, arXiv:1804.10959) over characters, and bytes for what has no piece."""
 
     vocab_size: Annotated[int, Field(gt=SMALLEST, le=LARGEST)]
 
-    def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = NORMALIZER
         # Pieces carry their space themselves: a stand-in such as U+2581 could not be told from the same sign in a text.
@@ -94,18 +80,15 @@ class Unigram:
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
         room, texts = self.vocab_size - SMALLEST, list(texts)
         # The trainer refuses a vocabulary that cannot hold every sign; bytes spell those that are cut off below.
-        signs = set[str]().union(*map(normal, texts))
-        if not signs:  # it would crash the process
-            raise InputError("the tokenizer has no training text")
+        size = max(room, len(set[str]().union(*map(normal, texts)))) + 1
         options: dict[str, Any] = {"special_tokens": ["<unk>"], "unk_token": "<unk>", "show_progress": False}
-        trainer = trainers.UnigramTrainer(vocab_size=max(room, len(signs)) + 1, **options)
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=size, **options))
         trained = json.loads(tokenizer.to_str())["model"]["vocab"]
         scored = _put_in_order([(piece, score) for piece, score in trained if piece != "<unk>"])[:room]
-        least = min(score for _, score in scored) - 10.0
-        vocab = [(token, 0.0) for token in SPECIALS] + [(f"<0x{byte:02X}>", least) for byte in range(256)] + scored
+        rare = scored[-1][1] - 10.0
+        vocab = [(token, 0.0) for token in SPECIALS] + [(f"<0x{byte:02X}>", rare) for byte in range(256)] + scored
         tokenizer.model = models.Unigram(vocab, SPECIALS.index("<unk>"), byte_fallback=True)
-        return _wrap(tokenizer, self.vocab_size)
+        return _wrap(tokenizer)
 
 
 def _put_in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -125,12 +108,11 @@ class WordPiece(_Trained):
 
     Printable ASCII and Devanagari can always be spelled; of other signs, the most frequent 1,000 of the training texts
     at most, where there is room. A word with any other sign, or of more than 1,000, is unknown.
-    The vocabulary holds the alphabet, not the 256 bytes.
     """
 
     vocab_size: Annotated[int, Field(ge=SMALLEST_WORDPIECE, le=LARGEST)]
 
-    def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         texts = list(texts)
         alphabet = self._choose_alphabet(texts)
         tokenizer = self._wrap_model({})
@@ -139,7 +121,7 @@ class WordPiece(_Trained):
         options |= {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
         tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**vars(self), **options))
         # A model anew, because the alphabet must not stay special.
-        return _wrap(self._wrap_model(tokenizer.get_vocab()), self.vocab_size)
+        return _wrap(self._wrap_model(tokenizer.get_vocab()))
 
     def _wrap_model(self, vocab: dict[str, int]) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=1000))
@@ -158,16 +140,16 @@ class WordPiece(_Trained):
 class Byte:
     """The 256 bytes of UTF-8."""
 
-    def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         vocab = {token: i for i, token in enumerate([*SPECIALS, *BYTES])}
-        return _wrap(_byte_level(models.BPE(vocab, []), WORD), SMALLEST)
+        return _wrap(_byte_level(models.BPE(vocab, []), WORD))
 
 
 @arguments()
 class Character(_Trained):
     """Grapheme clusters, conjuncts in one piece; a cluster outside the vocabulary is spelled in bytes."""
 
-    def build(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    def build(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         counter = _byte_level(models.WordLevel({}, unk_token="<unk>"), CLUSTER)
         trainer = trainers.WordLevelTrainer(**vars(self), special_tokens=["<unk>"], show_progress=False)
         counter.train_from_iterator(texts, trainer)
@@ -175,48 +157,29 @@ class Character(_Trained):
         tokens = list(dict.fromkeys([*SPECIALS, *BYTES, *sorted(found, key=found.__getitem__)]))[: self.vocab_size]
         # A byte-pair model without merges: a cluster is looked up whole, or falls into its bytes.
         model = models.BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True)
-        return _wrap(_byte_level(model, CLUSTER), self.vocab_size)
+        return _wrap(_byte_level(model, CLUSTER))
 
 
 @arguments()
 class Pretrained:
-    """A fast tokenizer as it is.
-
-    Args:
-        name: a folder that `save_pretrained` wrote, or a name on the Hugging Face hub.
-        revision: commit, tag or branch on the hub; None is its default branch.
-
-    Raises:
-        InputError: `name` is neither a folder nor a possible name.
-    """
+    """A fast tokenizer as it is, from a folder that `save_pretrained` wrote or by its name on the hub."""
 
     name: str
     revision: str | None
 
-    @model_validator(mode="after")
-    def check_name(self) -> "Pretrained":
-        if not os.path.isdir(self.name) and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", self.name):
-            raise InputError(f"tokenizer.name: no such folder: {self.name}")
-        return self
+    def __post_init__(self) -> None:
+        check_hub_name("tokenizer.name", self.name)
 
     @property
     def outside_text(self) -> str:
         """What was made from text outside the corpus."""
         return f"tokenizer.name={self.name}"
 
-    def build(self, texts: Iterable[str] = ()) -> "PreTrainedTokenizerFast":
-        """The tokenizer; `texts` are not read.
-
-        Raises:
-            InputError: it cannot be loaded, is not fast, or has no end-of-sequence token.
-        """
-        from babylm_train.data.network import need_hub, offline
-
+    def build(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+        """The tokenizer; `texts` are not read. Raises InputError: it cannot be loaded, or cannot be used."""
         what, local = f"tokenizer.name={self.name}", os.path.isdir(self.name)
         if not local:
             need_hub(what)
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
         options = {"revision": self.revision or "main", "local_files_only": local or offline()}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **options)
@@ -229,30 +192,20 @@ class Pretrained:
         return tokenizer
 
 
-def load_tokenizer(recipe: Any, corpus: Corpus, cache_dir: str | Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer that a fragment of conf/tokenizer builds, trained once for a (training split, recipe) pair.
-
-    Raises:
-        InputError: it cannot be loaded, or is larger than asked. StorageError: the cache cannot be written.
-    """
-    from transformers import PreTrainedTokenizerFast
-
+def load_tokenizer(recipe: Any, corpus: Corpus, cache_dir: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that a fragment of conf/tokenizer builds, trained once for a (training split, recipe) pair."""
     if isinstance(recipe, Pretrained):
         return recipe.build()
-    key = {"format": FORMAT, "tokenizers": version("tokenizers"), "train": corpus.train.fingerprint}
-
-    def build(folder: Path) -> None:
-        recipe.build(corpus.train).save_pretrained(folder)
-
-    folder = cached(Path(cache_dir), "tokenizer", digest({**key, "recipe": repr(recipe)}), build)
+    key = digest([FORMAT, version("tokenizers"), corpus.train.fingerprint, repr(recipe)])
+    folder = cached(Path(cache_dir), "tokenizer", key, lambda f: recipe.build(corpus.train).save_pretrained(f))
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Hash of what decides the ids: vocabulary, rules and special tokens; not of truncation or padding."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hash of what decides the ids, the same for an exported tokenizer: vocabulary, rules and the marks in use."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {name: getattr(tokenizer, f"{name}_id") for name in SPECIAL}
-    return digest([{k: v for k, v in rules.items() if k not in ("truncation", "padding")}, special])
+    kept = [rules[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
+    return digest([kept, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id])
 
 
 def _byte_level(model: models.Model, pattern: str) -> Tokenizer:
@@ -264,10 +217,5 @@ def _byte_level(model: models.Model, pattern: str) -> Tokenizer:
     return tokenizer
 
 
-def _wrap(tokenizer: Tokenizer, asked: int) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
-    if len(wrapped) > asked:
-        raise InputError(f"tokenizer.vocab_size={asked} is too small for these texts: they need {len(wrapped)}")
-    return wrapped
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)

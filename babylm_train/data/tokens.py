@@ -1,108 +1,86 @@
 """Token ids of a split, made once for a (split, tokenizer) pair and memory-mapped, with the words each token begins."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from babylm_train.data.corpus import Split
 from babylm_train.data.tokenizer import tokenizer_fingerprint
 from babylm_train.errors import InputError
-from babylm_train.files import cached, digest, read
+from babylm_train.files import cached, digest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-FORMAT = 1  # raise it when the files change
+FORMAT = 2  # raise it when the files change
 CHUNK_BYTES = 1 << 21  # of text encoded at once: enough for all cores, little memory
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """Every document as the end-of-sequence mark and its tokens, one after the other.
+    """Every document as the end-of-sequence mark and its tokens, one after the other."""
 
-    Attributes:
-        ids: uint16 or uint32 (T,), memory-mapped.
-        offsets: int64 (N + 1,); document d is `ids[offsets[d]:offsets[d + 1]]`.
-        word_starts: uint8 (T,), white-space separated words that begin in the token, 0 for the mark; the sum over a
-            document is its number of words, whatever the tokenizer.
-        bytes: int64 (N,), UTF-8 bytes a document.
-        words: int32 (N,), words a document.
-        eos: id of the mark.
-        fingerprint: hash of the split and the tokenizer.
-        unknown: how many tokens are the unknown one.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    word_starts: np.ndarray
-    bytes: np.ndarray
-    words: np.ndarray
+    ids: np.ndarray  # uint16 or uint32 (T,), memory-mapped
+    offsets: np.ndarray  # int64 (N + 1,); document d is ids[offsets[d]:offsets[d + 1]]
+    word_starts: np.ndarray  # uint8 (T,), words that begin in the token, 0 for the mark; they add up to `words`
+    bytes: np.ndarray  # (N,), UTF-8 bytes a document
+    words: np.ndarray  # (N,), white-space separated words a document
     eos: int
     fingerprint: str
-    unknown: int
+    unknown: int  # how many tokens are the unknown one
 
 
-def tokenize(split: Split, tokenizer: "PreTrainedTokenizerFast", *, cache_dir: str | Path) -> TokenizedSplit:
+def tokenize(split: Split, tokenizer: PreTrainedTokenizerFast, *, cache_dir: str | Path) -> TokenizedSplit:
     """Encode `split`, or open what an earlier run stored. Text that spells a special token is encoded as text.
 
-    Raises:
-        InputError: the tokenizer has no end-of-sequence token, or loses whole documents.
-        StorageError: the cache cannot be written.
+    Raises InputError: the tokenizer loses whole documents; StorageError.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no end-of-sequence token, which marks where a document ends")
     fingerprint = digest([FORMAT, split.fingerprint, tokenizer_fingerprint(tokenizer)])
     folder = cached(Path(cache_dir), "tokens", fingerprint, lambda folder: _encode(split, tokenizer, folder))
-    stored: tuple[str, int, int] = read(folder / "tokens.json", tuple[Literal["uint16", "uint32"], int, int])
-    dtype, eos, unknown = stored
+    ids: np.ndarray = np.memmap(folder / "ids.bin", dtype=_id_type(tokenizer), mode="r")
+    counted = tokenizer.unk_token_id not in (None, tokenizer.eos_token_id)
     return TokenizedSplit(
-        ids=np.memmap(folder / "ids.bin", dtype=dtype, mode="r"),
+        ids=ids,
         offsets=np.load(folder / "offsets.npy"),
         word_starts=np.memmap(folder / "word_starts.bin", dtype=np.uint8, mode="r"),
         bytes=split.bytes,
         words=split.words,
-        eos=eos,
+        eos=tokenizer.eos_token_id,
         fingerprint=fingerprint,
-        unknown=unknown,
+        unknown=int(np.count_nonzero(ids == tokenizer.unk_token_id)) if counted else 0,
     )
 
 
-def describe_tokens(tokenizer: "PreTrainedTokenizerFast", split: TokenizedSplit, recipe: Any = None) -> str:
+def _id_type(tokenizer: PreTrainedTokenizerFast) -> str:
+    return "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+
+
+def describe_tokens(tokenizer: PreTrainedTokenizerFast, split: TokenizedSplit) -> str:
     """One line: vocabulary size, and over `split` the tokens without marks, tokens a word, and unknown ones."""
-    asked = getattr(recipe, "vocab_size", len(tokenizer))
-    less = f" (asked {asked:,}: the text gave no more)" if asked != len(tokenizer) else ""
-    tokens, words = len(split.ids) - len(split.words), int(split.words.sum())
-    counts = f"{tokens:,} tokens, {tokens / max(words, 1):.3f} a word, {split.unknown / max(tokens, 1):.3%} unknown"
-    return f"tokenizer: {len(tokenizer):,} tokens in the vocabulary{less}; {counts}"
+    tokens = len(split.ids) - len(split.words)
+    counts = f"{tokens:,} tokens, {tokens / split.words.sum():.3f} a word, {split.unknown / tokens:.3%} unknown"
+    return f"tokenizer: {len(tokenizer):,} tokens in the vocabulary; {counts}"
 
 
-def _encode(split: Split, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+def _encode(split: Split, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # ours to set up, the caller's stays as it is
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True
-    eos, unk = int(tokenizer.eos_token_id), tokenizer.unk_token_id
-    dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
-    lengths, unknown = [0], 0
+    lengths = [0]
     edges = [0, *np.flatnonzero(np.diff(np.cumsum(split.bytes) // CHUNK_BYTES)) + 1, len(split)]
     with (folder / "ids.bin").open("wb") as id_file, (folder / "word_starts.bin").open("wb") as start_file:
         for first, last in tqdm(list(pairwise(edges)), desc="tokens", disable=None):
             texts = split[first:last]
             encodings = backend.encode_batch(texts, add_special_tokens=False)
-            ids = np.concatenate([[eos, *encoding.ids] for encoding in encodings])
-            id_file.write(ids.astype(dtype).tobytes())
+            ids = np.concatenate([[tokenizer.eos_token_id, *encoding.ids] for encoding in encodings])
+            id_file.write(ids.astype(_id_type(tokenizer)).tobytes())
             start_file.write(_count_words(texts, [encoding.offsets for encoding in encodings]).tobytes())
             lengths += [1 + len(encoding.ids) for encoding in encodings]
-            unknown += 0 if unk in (None, eos) else int(np.count_nonzero(ids == unk))
     np.save(folder / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
-    (folder / "tokens.json").write_text(json.dumps([dtype, eos, unknown]))
 
 
 def _count_words(texts: Sequence[str], offsets: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
@@ -110,9 +88,6 @@ def _count_words(texts: Sequence[str], offsets: Sequence[Sequence[tuple[int, int
 
     A word belongs to the first token that reaches beyond its first character. What no token covers, because the
     tokenizer leaves it out, belongs to the next token, or else to the text's last.
-
-    Raises:
-        InputError: a text has words and no token, or more than 255 words begin in one.
     """
     points = np.frombuffer(("\n" + "\n".join(texts)).encode("utf-32-le"), np.uint32)
     space = (points == 0x20) | (points == 0x0A)

@@ -4,39 +4,38 @@
 
 RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see docs/BABYLM.md) by summed
 and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
-`text`: perplexity and bits per byte of text files, by `source` where they name one (`text_field`: of a .jsonl;
-`separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
-a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
+`text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl; `separator`: line or
+blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for a leak: a later
+token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
 """
-
-from __future__ import annotations
 
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pydantic
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
+from babylm_train.build import find_device
 from babylm_train.command import CommandLine, start
+from babylm_train.data.corpus import Split, fold
 from babylm_train.data.packing import EvaluationRows
+from babylm_train.data.read import Separator, find_files, read_files
+from babylm_train.data.tokenizer import tokenizer_fingerprint
+from babylm_train.data.tokens import tokenize
 from babylm_train.errors import InputError, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
-from babylm_train.files import read, write_json
+from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_pairs, texts_cut
+from babylm_train.files import check_record, read, write_json
 from babylm_train.model.build import take_square_masks
 from babylm_train.model.export import BOTH_WAYS, REMOTE_CODE
-from babylm_train.state import Evaluation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from babylm_train.data.corpus import Split
-    from babylm_train.objective import Objective
-    from babylm_train.state import MinimalPair
+from babylm_train.objective import CausalObjective, MaskedObjective, Objective
+from babylm_train.state import Evaluation, MinimalPair
 
 Backend = Literal["causal", "mlm", "mntp"]
 ROWS = 8  # of a batch of text
@@ -53,7 +52,7 @@ class Options:
     pairs: str | None = None
     text: str | None = None
     text_field: str = "text"
-    separator: Literal["line", "blank_line"] | None = None
+    separator: Separator | None = None
     revision: str | None = None
     backend: Backend | None = None
     closing: bool = True
@@ -62,35 +61,36 @@ class Options:
 
 
 class Described(pydantic.BaseModel):
-    """What has to be in a model's config.json."""
+    """What is read of a model's config.json."""
 
     model_type: str
     backends: list[Backend] | None = None
 
 
-class Index(pydantic.BaseModel):
+class Index(pydantic.BaseModel, extra="allow"):
     """The file of each weight, where there are several files."""
 
     weight_map: dict[str, Annotated[str, pydantic.Field(pattern=r"^[\w.-]+\.safetensors$")]]
 
 
-def check_folder(folder: Path) -> Described:
-    """Refuses a model's folder with damaged JSON, without a tokenizer, or with code that is not ours byte for byte.
+class Recorded(pydantic.BaseModel):
+    """What is read of a run's result.json."""
 
-    Raises:
-        InputError: names the file.
-    """
+    hashes: dict[str, str] = {}
+
+
+def check_folder(folder: Path) -> Described:
+    """Refuses a model's folder with damaged JSON, without a tokenizer, or with code that is not ours byte for byte."""
     described: Described = read(folder / "config.json", Described)
     for path in sorted({*folder.glob("*.json"), *(folder / name for name in NEEDED)}):
-        kind: Any = dict[str, Any] if path.name.endswith("config.json") else Any
-        values: Any = read(path, Index if path.name.endswith(".index.json") else kind)
-        for key in ELSEWHERE.intersection(values) if isinstance(values, dict) else ():
+        values: Any = read(path, Index if path.name.endswith(".index.json") else dict[str, Any])
+        for key in ELSEWHERE.intersection(dict(values)):
             if key != "auto_map" or values[key] not in OWN_CODE:
                 raise InputError(f"{path}: {key} may name code from elsewhere, which is never run")
     if odd := [path for path in folder.iterdir() if not (path.is_file() or path.is_dir())]:
         raise InputError(f"{odd[0]} is no regular file")  # reading a pipe or a device need not end
     code = folder / REMOTE_CODE.name
-    if code.exists() and not (code.is_file() and code.read_bytes() == REMOTE_CODE.read_bytes()):
+    if code.is_file() and code.read_bytes() != REMOTE_CODE.read_bytes():
         raise InputError(f"{code} is not the file of that name in babylm_train/model: put ours there, or export again")
     return described
 
@@ -101,13 +101,8 @@ def load_model(
     """An exported model in float32, its tokenizer, and the backend that reads it: the one asked for, or its first.
 
     The tokenizer's model_max_length is at most the model's positions. Weights are read as safetensors, and no code of
-    the folder is run.
-
-    Raises:
-        InputError: see check_folder; or weights, configuration and tokenizer do not fit each other or the backend.
+    the folder is run. Raises InputError: its files are damaged, or do not fit each other or the backend.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, logging
-
     logging.set_verbosity(logging.CRITICAL)  # type: ignore[attr-defined]
     logging.disable_progress_bar()
     backends: list[Any] = check_folder(folder).backends or [backend or "causal"]
@@ -148,66 +143,46 @@ def _check_tokenizer(folder: Path, model: Any, tokenizer: Any, backend: str) -> 
     for token in ("eos_token", *(["mask_token"] if backend != "causal" else [])):
         if getattr(tokenizer, f"{token}_id") is None:
             raise InputError(f"{folder / 'tokenizer_config.json'} names no {token}, which backend={backend} needs")
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    limits = [limit for limit in limits if limit is not None]
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 10**9)]
     if not all(isinstance(limit, int) and limit > 1 for limit in limits):
         raise InputError(f"{folder / 'tokenizer_config.json'} or config.json: no length of a text is among {limits}")
     tokenizer.model_max_length = min(limits)
 
 
-def model_folder(run: str, revision: str | None = None) -> Path:
-    """Where the model of a run's directory is: `model`, or a milestone's name; `run` may be the model itself."""
-    path = Path(run)
-    if revision is not None:
-        return path / "milestones" / revision
-    return path / "model" if (path / "model").is_dir() else path
-
-
 @torch.no_grad()
-def future_leak(model: torch.nn.Module, vocabulary: int, length: int = 64, seed: int = 0) -> float:
-    """The largest change of an earlier loss when later tokens are others, in nats: rounding, in a causal model.
-
-    Random tokens, 4 rows of `length`; every second half is drawn again.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(vocabulary, (4, length), generator=generator)
-    other = rows.clone()
-    other[:, length // 2 :] = torch.randint(vocabulary, (4, length - length // 2), generator=generator)
-
-    def losses(ids: torch.Tensor) -> torch.Tensor:
-        logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
-        return logits[:, : length // 2 - 1].log_softmax(-1).cpu().gather(-1, ids[:, 1 : length // 2, None])
-
-    return float((losses(rows) - losses(other)).abs().max())
+def future_leak(model: torch.nn.Module, vocabulary: int, length: int = 64) -> float:
+    """The largest change of an earlier loss when later tokens are others, in nats: rounding, in a causal model."""
+    rows, other = torch.randint(vocabulary, (2, 4, length), generator=torch.Generator().manual_seed(0))
+    half, device = length // 2, next(model.parameters()).device
+    other[:, :half] = rows[:, :half]
+    both: Any = [model(input_ids=ids.to(device), use_cache=False).logits.cpu() for ids in (rows, other)]
+    one, two = (logits[:, : half - 1].log_softmax(-1).gather(-1, rows[:, 1:half, None]) for logits in both)
+    return float((one - two).abs().max())
 
 
 class Texts(list[str]):
-    """Texts as a split of a corpus: with their words and bytes."""
-
-    fingerprint = ""  # its tokens are not kept
+    """Texts as a split of a corpus, whose tokens are not kept."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         super().__init__(texts)
-        self.words = np.array([len(text.split()) for text in texts], np.int32)
-        self.bytes = np.array([len(text.encode()) for text in texts], np.int64)
+        self.fingerprint = ""
+        self.words = np.array([len(text.split()) for text in texts])
+        self.bytes = np.array([len(text.encode()) for text in texts])
 
 
 def evaluate_texts(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, by_source: Mapping[str, Sequence[str]], backend: str
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, by_file: Mapping[str, Sequence[str]], backend: str
 ) -> dict[str, Evaluation]:
-    """Exact evaluation of each source's documents, and of `all`."""
-    from babylm_train.data.tokens import tokenize
-    from babylm_train.objective import CausalObjective, MaskedObjective
-
+    """Exact evaluation of each file's documents, and of `all`."""
     objective: Objective = CausalObjective()
     if backend == "mlm":
         objective = MaskedObjective(0.15, 0.15, 1.0, 0.0, seed=0, evaluation_passes=7).use_tokenizer(tokenizer)
     found: dict[str, Evaluation] = {}
-    for source, texts in by_source.items():
+    for name, texts in by_file.items():
         with tempfile.TemporaryDirectory() as cache:
-            split = tokenize(cast("Split", Texts(texts)), tokenizer, cache_dir=cache)
+            split = tokenize(cast(Split, Texts(texts)), tokenizer, cache_dir=cache)
             result = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
-            found[source] = replace(result, unknown=split.unknown)
+            found[name] = replace(result, unknown=split.unknown)
     nats = sum(result.loss * result.tokens for result in found.values())
     counts = ([result.tokens, result.words, result.bytes, result.unknown] for result in found.values())
     tokens, words, size, unknown = map(sum, zip(*counts, strict=True))
@@ -215,51 +190,38 @@ def evaluate_texts(
     return {"all": whole, **(found if len(found) > 1 else {})}
 
 
-def read_texts(pattern: str, text_field: str, separator: Literal["line", "blank_line"]) -> dict[str, list[str]]:
-    """The documents of files or globs, cleaned as a corpus is, by their source; arguments as TextFiles has them.
-
-    Raises:
-        InputError: naming the file.
-    """
-    from babylm_train.data.corpus import fold
-    from babylm_train.data.read import find_files, read_files
-
-    by_source: dict[str, list[str]] = {}
-    for document in read_files(find_files("text", pattern), text_field, separator, key="text_field"):
-        if text := fold(document.text):
-            by_source.setdefault(document.source, []).append(text)
-    if not by_source:
-        raise InputError(f"text={pattern} holds no document")
-    return by_source
+def read_texts(run: Path, pattern: str, text_field: str, separator: Separator | None) -> dict[str, list[str]]:
+    """The documents of each file that `pattern` names, cleaned as a corpus is, and cut as the run cut its own."""
+    if separator is None and (run / "config.yaml").is_file():
+        config: Any = read(run / "config.yaml", dict[str, Any])
+        data: Any = check_record(config.get("data"), dict[str, Any], f"{run / 'config.yaml'}: data")
+        separator = "blank_line" if data.get("separator") == "blank_line" else "line"
+    files = find_files("text", pattern)
+    texts = {str(file): read_files([file], text_field, separator or "line", "text_field") for file in files}
+    found = {name: [text for text in map(fold, each) if text] for name, each in texts.items()}
+    if empty := [name for name, each in found.items() if not each]:
+        raise InputError(f"text={empty[0]} holds no document")
+    return found
 
 
-def separator_of(run: str) -> Literal["line", "blank_line"]:
-    """How the text files of a run were cut into documents; `line` for a model that is no run's, or of other data."""
-    path = Path(run) / "config.yaml"
-    data = read(path, dict[str, Any]).get("data") if path.is_file() else None
-    blank = isinstance(data, dict) and data.get("separator") == "blank_line"
-    return "blank_line" if blank else "line"
-
-
-def evaluate_run(run: str, options: Options) -> dict[str, Any]:
-    """What the command was asked for, printed as it comes; plain types, for JSON.
-
-    Raises:
-        InputError: nothing is asked for, no such model or file, or a causal model that sees the future.
-    """
-    from babylm_train.build import find_device
-    from babylm_train.evaluation.pairs import read_pairs
-
+def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
+    """What the command was asked for, printed as it comes; plain types, for JSON."""
     if options.pairs is None and options.text is None:
         raise InputError("nothing to evaluate: give pairs=FILE or text=FILE")
     if options.out is not None and (not Path(options.out).parent.is_dir() or Path(options.out).is_dir()):
         raise InputError(f"out={options.out}: no such folder, or no file's name")
-    device = find_device(cast(Any, options))
+    device, texts = find_device(cast(Any, options)), None
     pairs = None if options.pairs is None else read_pairs(options.pairs)
-    cut_at = options.separator or separator_of(run)
-    texts = None if options.text is None else read_texts(options.text, options.text_field, cut_at)
-    folder = model_folder(run, options.revision)
+    if options.text is not None:
+        texts = read_texts(run, options.text, options.text_field, options.separator)
+    folder = run / "model" if (run / "model").is_dir() else run
+    if options.revision is not None:
+        folder = run / "milestones" / options.revision
     model, tokenizer, backend = load_model(folder, options.backend, device)
+    own, record = tokenizer_fingerprint(tokenizer), run / "result.json"
+    if record.is_file() and read(record, Recorded).hashes.get("tokenizer", own) != own:
+        hint = "it was changed, or transformers was; its folder alone, in place of RUN, is scored as it is"
+        raise InputError(f"{folder / 'tokenizer.json'} is not the tokenizer that {record} names: {hint}")
     if texts is not None and backend == "mntp":
         raise InputError("backend=mntp: text= has the backends causal and mlm")
     found: dict[str, Any] = {"model": str(folder), "backend": backend}
@@ -278,28 +240,25 @@ def evaluate_run(run: str, options: Options) -> dict[str, Any]:
 def _report_pairs(
     model: Any, tokenizer: Any, backend: str, pairs: Sequence[MinimalPair], closing: bool
 ) -> dict[str, Any]:
-    from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, texts_cut
-
     if cut := texts_cut(tokenizer, pairs, backend, closing):
         most = f"longer than the model's {tokenizer.model_max_length:,} positions and were cut"
         print(f"warning: {cut:,} of {2 * len(pairs):,} texts are {most}", file=sys.stderr)
     hits, groups = judge(model, tokenizer, pairs, backend=backend, closing=closing), by_phenomenon(pairs)
-    scores = {variant: intervals(values, groups) for variant, values in hits.items()}
-    shown = {name: {variant: str(by[name]) for variant, by in scores.items()} for name in groups}
-    print(show_table([{"pairs": name, "n": f"{len(groups[name]):,}", **row} for name, row in shown.items()]))
-    figures = {variant: {name: asdict(one) for name, one in by.items()} for variant, by in scores.items()}
-    return {"pairs": figures, "texts_cut": cut}
+    found = {variant: intervals(values, groups) for variant, values in hits.items()}
+    shown = "{accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    columns = {name: {variant: shown.format(**by[name]) for variant, by in found.items()} for name in groups}
+    print(show_table([{"pairs": name, "n": f"{len(groups[name]):,}", **row} for name, row in columns.items()]))
+    return {"pairs": found, "texts_cut": cut}
 
 
 def _report_texts(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     rows, found = [], {}
-    for source, result in results.items():
-        figures = result.figures()
-        found[source] = {**figures, "tokens": result.tokens, "words": result.words}
-        row = {"text": source, "words": f"{result.words:,}", "tokens": f"{result.tokens:,}"}
-        row |= {name.replace("_", " "): f"{v:,.4f}" for name, v in figures.items() if name != "loss"}
+    for name, result in results.items():
+        found[name] = {**result.figures(), "tokens": result.tokens, "words": result.words}
+        row = {"text": name, "words": f"{result.words:,}", "tokens": f"{result.tokens:,}"}
+        row |= {figure.replace("_", " "): f"{value:,.4f}" for figure, value in result.figures().items()}
         if result.unknown:
-            found[source]["unknown_share"] = result.unknown / result.tokens
+            found[name]["unknown_share"] = result.unknown / result.tokens
             row["unknown, not counted"] = f"{result.unknown / result.tokens:.3%}"
         rows.append(row)
     print(show_table(rows))
@@ -307,10 +266,10 @@ def _report_texts(results: Mapping[str, Evaluation]) -> dict[str, Any]:
 
 
 def evaluate_command(line: CommandLine) -> None:
-    """Evaluates the one RUN of a command line, and writes `out`. Raises InputError."""
+    """Evaluates the one RUN of a command line, and writes `out`."""
     if len(line.places) != 1:
         raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
-    found = evaluate_run(line.places[0], line.options)
+    found = evaluate_run(Path(line.places[0]), line.options)
     if line.options.out is not None:
         write_json(Path(line.options.out), found)
 

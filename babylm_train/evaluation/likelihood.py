@@ -5,65 +5,48 @@ adds up to the pseudo-log-likelihood (Salazar et al. 2020). `mntp`: the same, pr
 Every text begins with the end-of-text mark, as it did in training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from babylm_train.errors import InputError
 from babylm_train.evaluation.loss import use_float32
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-BACKENDS = ("causal", "mlm", "mntp")
-BATCH_TOKENS = 4096
 
 
 def token_log_probabilities(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int = 4096,
     backend: str = "causal",
     closing: bool = True,
 ) -> list[np.ndarray]:
     """Log-probability of every token of each text in nats: one float64 array of shape (tokens,) a text.
 
-    A text is cut to the model's positions; `texts_cut` of pairs.py counts those. Texts of one length stand together, so
-    there is no padding to mask.
-
-    Args:
-        batch_tokens: tokens at a time. closing: the mark that ends a text counts too (`causal` only: the other backends
-            have none).
-
-    Raises:
-        InputError: an unknown backend, a text without tokens, weights that are not float32, scores that are not finite.
+    A text is cut to the model's positions; texts of one length stand together, so there is no padding to mask.
+    closing: the mark that ends a text counts too (`causal` only: the other backends have none).
+    Raises InputError: a text without tokens, weights that are not float32, scores that are not finite.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend}")
     if next(model.parameters()).dtype != torch.float32:
         raise InputError("log-probabilities are those of float32 weights: call model.float()")
     own, causal = list(dict.fromkeys(texts)), backend == "causal"
-    by_length: dict[int, list[list[int]]] = {}
     cut = [row[: tokenizer.model_max_length + causal] for row in encode(tokenizer, own, causal and closing)]
-    for text, row in zip(own, cut, strict=True):
-        if len(row) < 2:
-            raise InputError(f"the tokenizer finds no token in the text {text!r}")
-        by_length.setdefault(len(row), []).append(row)
-    mask, found = None if causal else tokenizer.mask_token_id, {}
+    mask, found = None if causal else tokenizer.mask_token_id, dict[str, np.ndarray]()
     with use_float32(model), tqdm(total=len(own), desc="scoring", unit=" texts", leave=False, disable=None) as bar:
-        for length, rows in by_length.items():
-            found[length] = iter(_score(model, torch.tensor(rows), batch_tokens, backend, mask, bar))
-    by_text = {text: next(found[len(row)]) for text, row in zip(own, cut, strict=True)}
-    if not all(np.isfinite(scores).all() for scores in by_text.values()):
+        for length in dict.fromkeys(map(len, cut)):
+            index = [i for i, row in enumerate(cut) if len(row) == length]
+            if length < 2:
+                raise InputError(f"the tokenizer finds no token in the text {own[index[0]]!r}")
+            scores = _score(model, torch.tensor([cut[i] for i in index]), batch_tokens, backend, mask, bar)
+            found |= {own[i]: each for i, each in zip(index, scores, strict=True)}
+    if not all(np.isfinite(scores).all() for scores in found.values()):
         raise InputError("the model's log-probabilities are not finite: its weights are damaged, or training diverged")
-    return [by_text[text] for text in texts]
+    return [found[text] for text in texts]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], closing: bool) -> list[list[int]]:
@@ -74,18 +57,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], closing: bo
 
 
 def _score(
-    model: torch.nn.Module, rows: torch.Tensor, batch_tokens: int, backend: str, mask: int | None, bar: tqdm[Any]
+    model: torch.nn.Module, rows: torch.Tensor, batch_tokens: int, backend: str, mask: int | None, bar: Any
 ) -> np.ndarray:
-    """log p of every token of `rows`, int64 (texts, length), but the first: float64 (texts, length - 1).
-
-    Causal: a text is one row of input, and all its places predict. Else it is a row for each token, hidden there.
-    """
+    """log p of every token of `rows`, int64 (texts, length), but the first: float64 (texts, length - 1)."""
     texts, width = rows.shape
     device, extra = next(model.parameters()).device, {}
-    if mask is None:
+    if mask is None:  # causal: a text is one row of input, and all its places predict
         inputs, targets = rows[:, :-1], rows[:, 1:]
         columns = torch.arange(width - 1).expand(texts, -1)
-    else:
+    else:  # a row for each token, hidden there
         hidden = torch.arange(1, width).repeat(texts)[:, None]
         inputs = rows.repeat_interleave(width - 1, 0)
         targets, inputs = inputs.gather(1, hidden), inputs.scatter(1, hidden, mask)

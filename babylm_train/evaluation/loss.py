@@ -1,22 +1,17 @@
 """Exact evaluation: every target of a text once, in float32; and samples."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from babylm_train.data.packing import EvaluationRows
+from babylm_train.objective import Objective
 from babylm_train.state import Evaluation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from babylm_train.data.packing import EvaluationRows
-    from babylm_train.objective import Objective
 
 PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
@@ -38,11 +33,7 @@ def use_float32(model: torch.nn.Module) -> Iterator[None]:
 def evaluate(
     model: torch.nn.Module, objective: Objective, rows: EvaluationRows, batch_rows: int, forward: Any = None
 ) -> Evaluation:
-    """Loss of `model` over every target of `rows` once, weighted by target.
-
-    Args:
-        batch_rows: rows at a time; changes speed and memory, not the result. forward: how the model is called.
-    """
+    """Loss of `model`, called as `forward`, over every target of `rows` once; batch_rows does not change the result."""
     device = next(model.parameters()).device
     nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     with use_float32(model):

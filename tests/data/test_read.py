@@ -6,7 +6,6 @@ import json
 import lzma
 import os
 import socket
-import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -22,6 +21,8 @@ from babylm_train.errors import InputError, one_line
 COMMON = {"text_field": "text", "max_words": None, "validation_share": 0.5, "seed": 0, "max_length": 8}
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 PACK[".zst"] = lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True)
+TEXTS = ["राम घर", "सीता वन", "a b"]
+ROWS = "".join(json.dumps({"text": t, "source": "s"}) + "\n\n" for t in TEXTS)
 
 
 def files(tmp_path: Path, train, validation=None, separator="line", **options) -> TextFiles:
@@ -41,53 +42,21 @@ def write(path: Path, content: bytes | str) -> str:
     return str(path)
 
 
-def table(path: Path, columns: list, names: list[str]) -> str:
-    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(c) for c in columns], names), path)
-    return str(path)
-
-
 def documents(corpus: Corpus) -> list[str]:
     return sorted([*corpus.train, *corpus.validation])
 
 
-TEXTS = ["राम घर", "सीता वन", "a b"]
-ROWS = "".join(json.dumps({"text": t, "source": "s"}) + "\n\n" for t in TEXTS)
-
-
 @pytest.mark.parametrize("suffix", ["", *PACK])
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.txt", "\ufeff" + "\r\n".join(TEXTS)), ("a.train", "\n".join(TEXTS)), ("A.TXT", "\n".join(TEXTS)),
-     ("a.jsonl", ROWS), ("a.json", ROWS)],
-)  # fmt: skip
-def test_every_kind_of_file_gives_the_same(tmp_path, name, content, suffix):
+@pytest.mark.parametrize("name", ["a.txt", "A.TRAIN", "a.jsonl", "a.json"])
+def test_every_kind_of_file_gives_the_same(tmp_path, name, suffix):
+    content = ROWS if "json" in name else "\ufeff" + "\r\n".join(TEXTS)
     corpus = files(tmp_path, write(tmp_path / (name + suffix), content)).load()
-    assert documents(corpus) == sorted(TEXTS)
-    assert corpus.report["read"] == 3
-
-
-def test_archives_give_what_they_hold_and_name_the_rest(tmp_path, capsys):
-    with zipfile.ZipFile(tmp_path / "corpus.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in (("train_10M/a.train", TEXTS[0]), ("b.jsonl", ROWS), ("README.md", "x"), ("c.txt.gz", "")):
-            archive.writestr(name, content if not name.endswith("gz") else gzip.compress(b"more\n"))
-    assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == sorted([*TEXTS, "more"])
-    assert "README.md" in capsys.readouterr().out
-    whole = (tmp_path / "corpus.zip").read_bytes()
-    locked = whole.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")  # says that it has a password
-    for data in (b"", b"no archive", whole[:-30], locked):
-        (tmp_path / "broken.zip").write_bytes(data)
-        with pytest.raises(InputError, match=r"cannot read .*broken\.zip"):
-            files(tmp_path, str(tmp_path / "broken.zip")).load()
-
-
-@pytest.mark.parametrize("suffix", PACK)
-def test_broken_archives(tmp_path, suffix):
-    whole = PACK[suffix](os.urandom(99).hex().encode() * 9)
-    for data in (whole[:-12], b"no archive"):
-        path = tmp_path / f"a.txt{suffix}"
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=rf"cannot read .*a\.txt{suffix}: "):
-            files(tmp_path, str(path)).load()
+    assert (documents(corpus), corpus.report["read"]) == (sorted(TEXTS), 3)
+    if suffix:
+        for damaged in (b"no archive", PACK[suffix](os.urandom(99).hex().encode() * 9)[:-12]):
+            (tmp_path / (name + suffix)).write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"cannot read .*{name}{suffix}: "):
+                files(tmp_path, str(tmp_path / (name + suffix))).load()
 
 
 def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
@@ -100,17 +69,15 @@ def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
 
 
 def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
-    for name, text in {"हिन्दी/a.txt": "एक", "हिन्दी/deep/b.txt": "दो", "brackets [v2]/c [1].txt": "तीन",
-                       "brackets v/d.txt": "चार", "x*y/e.txt": "पाँच"}.items():  # fmt: skip
-        write(tmp_path / name, text)
-    for pattern, found in {
-        "हिन्दी/**/*.txt": ["एक", "दो"],
-        "brackets [v2]/*.txt": ["तीन"],
-        "brackets [v2]/c [1].txt": ["तीन"],
-        "*s [v2]/c [1].*": ["तीन"],
-        "brackets [uv]/*.txt": ["चार"],
-        "x*y/*.txt": ["पाँच"],
+    for name, text in {
+        "हिन्दी/a.txt": "एक",
+        "हिन्दी/deep/b.txt": "दो",
+        "b [v2]/c [1].txt": "तीन",
+        "b v/d.txt": "चार",
     }.items():
+        write(tmp_path / name, text)
+    for pattern, found in {"हिन्दी/**/*.txt": ["एक", "दो"], "b [v2]/*.txt": ["तीन"], "b [v2]/c [1].txt": ["तीन"],
+                           "b [uv]/*.txt": ["चार"]}.items():  # fmt: skip
         both = files(tmp_path, [str(tmp_path / pattern), write(tmp_path / "more.txt", "x")], str(tmp_path / pattern))
         assert list(both.load().validation) == found
     write(tmp_path / "more.txt", "y")
@@ -121,14 +88,12 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
-        ("a.txt", b"\xef\xbb\xbfab\xffc\n", "a.txt, line 1, byte 6: not UTF-8 (0xff)"),
-        ("a.txt", b"\xff\xfe\x00abc\n", "a.txt, line 1: this is UTF-16"),
-        ("a.txt.gz", b"ok\nab\x00", "a.txt.gz, line 2, byte 3: NUL"),
+        ("a.txt.gz", b"\xef\xbb\xbfab\xffc\n", "a.txt.gz, line 1, byte 6: not UTF-8 (0xff)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2: broken JSON: Expecting value: column 10"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: a JSON object a line is expected"),
         ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
-        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: "),
-        ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: text (data.text_field) is a int, not text"),
+        ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: half a surrogate pair"),
         ("a.jsonl", b"[" * 200_000, "a.jsonl, line 1: "),
         ("a.parquet", b"PAR1 not at all", "cannot read"),
     ],
@@ -139,26 +104,25 @@ def test_bad_files(tmp_path, name, content, message):
     assert message in one_line(caught.value)
 
 
-def test_columns_of_parquet(tmp_path):
-    path = table(tmp_path / "a.parquet", [[*TEXTS, None], ["s"] * 4, [1] * 4], ["text", "source", "a.b"])
-    corpus = files(tmp_path, path).load()
-    assert (documents(corpus), corpus.report["dropped"]["empty"]) == (sorted(TEXTS), 1)
-    nested = [{"b": "inner"}, {"b": "inner too"}]
-    dotted = table(tmp_path / "dotted.parquet", [nested, TEXTS[:2]], ["a", "a.b"])
-    assert documents(files(tmp_path, dotted, text_field="a.b").load()) == sorted(TEXTS[:2])
-    coded = tmp_path / "coded.parquet"
-    parquet.write_table(pyarrow.table({"text": pyarrow.array(TEXTS).dictionary_encode()}), coded)
-    assert documents(files(tmp_path, str(coded)).load()) == sorted(TEXTS)
-    for columns, names, message in (
-        ([TEXTS], ["content"], "no field text (data.text_field); there are: content"),
-        ([TEXTS, TEXTS], ["text", "text"], "two fields text (data.text_field)"),
-        ([[["a"], ["b"]]], ["text"], "row 1: the text field is a list, not text"),
-        ([[b"a", b"b"]], ["text"], "row 1: the text field is a bytes, not text"),
-        ([], [], "no field text (data.text_field); there are: none"),
-    ):
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": [*TEXTS, None], "source": ["s"] * 4, "a.b": [1] * 4}, None),
+        ({"a": [{"b": "inner"}] * 3, "text": pyarrow.array(TEXTS).dictionary_encode()}, None),
+        ({"content": TEXTS}, "no field text (data.text_field); there are: content"),
+        ({"text": [["a"], ["b"]]}, "row 1: text (data.text_field) is a list, not text"),
+        ({"text": [b"a", b"b"]}, "row 1: text (data.text_field) is a bytes, not text"),
+    ],
+)
+def test_columns_of_parquet(tmp_path, columns, message):
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    if message is None:
+        assert documents(files(tmp_path, str(tmp_path / "a.parquet")).load()) == sorted(TEXTS)
+    else:
         with pytest.raises(InputError) as caught:
-            files(tmp_path, table(tmp_path / "bad.parquet", columns, names)).load()
-        assert f"bad.parquet{', ' if message.startswith('row') else ': '}{message}" in str(caught.value)
+            files(tmp_path, str(tmp_path / "a.parquet")).load()
+        assert message in str(caught.value)
+        assert "a.parquet, row 1: " in str(caught.value)
 
 
 def test_reading_is_bounded(tmp_path, monkeypatch):
@@ -175,20 +139,15 @@ def test_wrong_names_are_found_at_once(tmp_path):
     write(tmp_path / "b.csv", "x")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
-    (tmp_path / "loop.txt").symlink_to("loop.txt")
     for train, validation, options, message in [
-        (str(tmp_path / "none.txt"), None, {}, "data.train: no such file: "),
-        (str(tmp_path / "*.jsonl"), None, {}, "data.train: no file matches "),
-        (str(tmp_path), None, {}, "is a folder; give a glob"),
+        (str(tmp_path / "*.jsonl"), None, {}, "data.train: no such file: "),
+        (str(tmp_path), None, {}, "is no readable file; give a file, or a glob as "),
         (str(tmp_path / "*.csv"), None, {}, "b.csv does not end in one of .txt"),
-        (str(tmp_path / "pipe.txt"), None, {}, "pipe.txt is no regular file"),
-        ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no regular file"),
-        (str(tmp_path / "loop.txt"), None, {}, "data.train: "),
+        (str(tmp_path / "pipe.txt"), None, {}, "pipe.txt is no readable file"),
+        ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no readable file"),
         ("क" * 300 + ".txt", None, {}, "no such file: "),
         ("~nobody-here/a.txt", None, {}, "data.train: no such file: "),
         ("a\0b.txt", None, {}, "data.train: no such file: "),
-        (write(tmp_path / "a.parquet.gz", b""), None, {}, "a.parquet.gz does not end in one of "),
-        ([], None, {}, "data.train names no file"),
         (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
         (good, None, {"separator": "page"}, "separator"),
         (good, None, {"max_words": 0}, "max_words"),
@@ -198,31 +157,20 @@ def test_wrong_names_are_found_at_once(tmp_path):
         assert message in str(caught.value)
 
 
-def test_hub_dataset_from_local_paths(tmp_path, capsys):
-    from datasets import Dataset, DatasetDict
-
+def test_hub_dataset_from_a_local_folder(tmp_path, capsys):
     folder = tmp_path / "files"
-    write(folder / "train.jsonl", "".join(json.dumps({"text": t, "source": "s"}) + "\n" for t in TEXTS))
+    write(folder / "train.jsonl", ROWS.replace("\n\n", "\n"))
     write(folder / "wiki.txt", "left\n")
     write(folder / "README.md", "about")
     assert documents(hub(tmp_path, str(folder)).load()) == sorted(TEXTS)
     said = capsys.readouterr().out
-    assert "wiki.txt" in said
-    assert "README" not in said
-    data = Dataset.from_dict({"text": TEXTS})
-    DatasetDict({"train": data, "validation": Dataset.from_dict({"text": ["ab"]})}).save_to_disk(tmp_path / "saved")
-    data.save_to_disk(tmp_path / "one")
-    saved = hub(tmp_path, str(tmp_path / "saved"), validation_split="validation").load()
-    assert (list(saved.train), list(saved.validation)) == (TEXTS, ["ab"])
-    assert documents(hub(tmp_path, str(tmp_path / "one")).load()) == sorted(TEXTS)
-    write(tmp_path / "packed/x.zip", b"")
+    assert ("wiki.txt" in said, "README" in said) == (True, False)
     for name, options, message in [
         (str(folder), {"validation_split": "test"}, "split test: "),
         (str(folder), {"text_field": "body"}, "no field body (data.text_field); there are: text, source"),
         (str(folder), {"revision": "main"}, "is a local path and has no revision"),
-        (str(folder / "wiki.txt"), {}, "is a file; read it with data=text"),
-        (str(tmp_path / "packed"), {}, "x.zip is packed"),
-        ("./nowhere", {}, "data.name: no such path"),
+        (str(folder / "wiki.txt"), {}, "data.name: no such folder"),
+        ("./nowhere", {}, "data.name: no such folder"),
     ]:
         with pytest.raises(InputError) as caught:
             hub(tmp_path, name, **options).load()
@@ -257,6 +205,3 @@ def test_stories_take_the_first_words_and_set_documents_aside_by_the_seed(tmp_pa
     assert 2000 <= one.train.words.sum() + one.validation.words.sum() < 2100
     assert sum(len(text.split()) for text in read_stories(read.STORY_WORDS)) >= read.STORY_WORDS
     assert len(one.pairs) == 1000
-    for words in (0, read.STORY_WORDS + 1):
-        with pytest.raises(ValidationError, match="words"):
-            load(words, 0)

@@ -15,12 +15,11 @@ from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from babylm_train.data import tokenizer as own
 from babylm_train.data import tokens
-from babylm_train.data.corpus import Corpus, CorpusOptions, fold, load_corpus, normal
+from babylm_train.data.corpus import Corpus, CorpusOptions, load_corpus, normal
 from babylm_train.data.tokenizer import BPE, Byte, Character, Pretrained, Unigram, WordPiece
 from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
 from babylm_train.errors import InputError
 from babylm_train.model.export import submitted
-from babylm_train.state import Document
 
 TEXTS = [
     "लड़की ने किताब पढ़ी। क्षेत्र में स्त्री ज्ञानी है।",
@@ -55,8 +54,7 @@ HARD = [
 
 def corpus(tmp_path: Path, texts=TEXTS) -> Corpus:
     options = CorpusOptions(validation_share=0.5, seed=0, max_length=8, cache_dir=str(tmp_path))
-    both = [Document(t) for t in texts], [Document("राम वन।")]
-    return load_corpus(lambda: both, options, identity={"texts": list(texts)})
+    return load_corpus(options, iter, texts, ["राम वन।"], identity={"texts": list(texts)})
 
 
 def encode(tmp_path: Path, texts, tokenizer) -> TokenizedSplit:
@@ -127,9 +125,8 @@ def test_saved_beside_a_model_it_loads_as_it_was(recipe, tmp_path):
             for raw in ("\ufeffक्षे\u200cत्र\u200b में", "\u200eज\u00ad़\u0301 e\u200d\u0301", "\u0928\u093c"):
                 assert normal(raw) != raw
                 assert again(raw)["input_ids"] == again(normal(raw))["input_ids"]
-            if not number:
-                assert own.tokenizer_fingerprint(again) == own.tokenizer_fingerprint(tokenizer)
-                assert again.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+            assert own.tokenizer_fingerprint(again) == own.tokenizer_fingerprint(tokenizer)
+            assert again.encode(TEXTS[1])[number:] == tokenizer.encode(TEXTS[1])
 
 
 CODE = """
@@ -162,11 +159,10 @@ def test_trained_once_on_the_training_split(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda: BPE(vocab_size=262, min_frequency=2), "vocab_size"),
-        (lambda: Unigram(vocab_size=300), "no training text"),
         (lambda: WordPiece(vocab_size=263, min_frequency=2), "vocab_size"),
         (lambda: Pretrained("./none", None), r"tokenizer\.name: no such folder: \./none"),
-        (lambda: Pretrained("क" * 300, None), r"tokenizer\.name="),
         (lambda: Pretrained("owner/name", None), r"tokenizer\.name=owner/name: .* does not answer"),
+        (lambda: Pretrained(str(Path(__file__).parent), None), "cannot be loaded: "),
     ],
 )
 def test_bad_recipes_name_their_key(make, message, monkeypatch):
@@ -176,26 +172,18 @@ def test_bad_recipes_name_their_key(make, message, monkeypatch):
         make().build([])
 
 
-def test_bad_pretrained(tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded: "):
-        Pretrained(str(tmp_path), None).build()
-    tokenizer = Byte().build([])
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(tmp_path / "t")
-    with pytest.raises(InputError, match="no end-of-sequence token"):
-        Pretrained(str(tmp_path / "t"), None).build()
-
-
 def test_stored_tokens_by_hand(tmp_path):
-    made, tokenizer = encode(tmp_path, ["ab c", "\u0915"], BUILT["Byte"]), BUILT["Byte"]
+    tokenizer = Byte().build([])
+    tokenizer.backend_tokenizer.enable_truncation(3)  # the caller's, and left as it is
+    made = encode(tmp_path, ["ab c", "\u0915"], tokenizer)
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 3
     a, b, space, c, *ka = tokenizer.convert_tokens_to_ids(["a", "b", "Ġ", "c", "à", "¤", "ķ"])
     assert made.ids.tolist() == [made.eos, a, b, space, c, made.eos, *ka]
     assert made.word_starts.tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0]
     assert (made.offsets.tolist(), made.bytes.tolist(), made.words.tolist()) == ([0, 5, 9], [4, 3], [2, 1])
     assert (made.eos, made.unknown, made.ids.dtype) == (tokenizer.eos_token_id, 0, np.uint16)
     assert isinstance(made.ids, np.memmap)
-    assert "7 tokens, 2.333 a word, 0.000% unknown" in describe_tokens(tokenizer, made, recipe=Byte())
-    assert "asked 9,000" in describe_tokens(tokenizer, made, recipe=BPE(9000, 2))
+    assert "7 tokens, 2.333 a word, 0.000% unknown" in describe_tokens(tokenizer, made)
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -206,21 +194,6 @@ def test_word_starts_add_up_on_hard_texts(name, tmp_path):
     assert (made.ids[made.offsets[:-1]] == made.eos).all()
     assert not any((body == made.eos).any() for body in bodies)  # "<eos>" in a text is text
     assert (made.unknown == 0) == (name != "WordPiece")
-
-
-@pytest.mark.parametrize("name", BUILT)
-def test_word_starts_add_up(name, tmp_path_factory):
-    letters = st.sampled_from(["क", "ा", "्", "ष", "़", "a", "1", ",", "▁", "Ġ", " ", " ", "\n", "é", "😀"])
-
-    @settings(max_examples=15, deadline=None)
-    @given(st.lists(st.lists(letters, min_size=1).map("".join), min_size=1, max_size=8))
-    def check(texts: list[str]) -> None:
-        texts = list(dict.fromkeys(filter(None, map(fold, texts))))
-        if texts:
-            made = encode(tmp_path_factory.mktemp("t"), texts, BUILT[name])
-            assert sums(made) == [len(text.split()) for text in texts]
-
-    check()
 
 
 def test_word_starts_of_tokenizers_that_others_made(tmp_path):
@@ -243,10 +216,3 @@ def test_many_chunks_and_a_second_opening(tmp_path, monkeypatch):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     monkeypatch.setattr(tokens, "_encode", lambda *_: pytest.fail("encoded again"))
     assert encode(tmp_path / "b", texts, BUILT["BPE"]).fingerprint == whole.fingerprint
-
-
-def test_the_callers_tokenizer_is_left_as_it_was(tmp_path):
-    tokenizer = Byte().build([])
-    tokenizer.backend_tokenizer.enable_truncation(3)
-    assert encode(tmp_path, ["a long text"], tokenizer).offsets.tolist() == [0, 12]
-    assert tokenizer.backend_tokenizer.truncation["max_length"] == 3

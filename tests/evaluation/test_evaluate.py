@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from exported import export, nano
 from tiny import LENGTH, random_split, tiny_model
 
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.data.tokenizer import Byte
+from babylm_train.data.tokenizer import Byte, tokenizer_fingerprint
 from babylm_train.errors import InputError
 from babylm_train.evaluation.command import Options, evaluate_run, evaluate_texts, future_leak, load_model, main
 from babylm_train.evaluation.loss import evaluate, sample, summarise
@@ -64,7 +65,7 @@ def test_samples_are_seeded_and_leave_the_generators_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_texts_by_source_add_up_to_the_whole():
+def test_texts_by_file_add_up_to_the_whole():
     tokenizer = Byte().build([])
     tokenizer.model_max_length = POSITIONS
     model = nano("gpt2", len(tokenizer)).eval()
@@ -94,19 +95,19 @@ def run(tmp_path_factory):
 def test_what_is_cut_is_said(run, tmp_path, capsys):
     pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
-    assert evaluate_run(str(run), Options(pairs=str(tmp_path / "p.jsonl")))["texts_cut"] == 2
+    assert evaluate_run(run, Options(pairs=str(tmp_path / "p.jsonl")))["texts_cut"] == 2
     assert "2 of 6 texts" in capsys.readouterr().err
     assert load_model(run / "model")[1].model_max_length == POSITIONS
 
 
 def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("अ आ\nइ ई\n\nउ 漢\n", encoding="utf8")
-    found = evaluate_run(str(run), Options(text=str(tmp_path / "t.txt")))["text"]["all"]
+    found = evaluate_run(run, Options(text=str(tmp_path / "t.txt")))["text"]["all"]
     assert (found["tokens"], found["unknown_share"]) == (6 + 2, 1 / 8)  # a mark a document
     assert "12.500%" in capsys.readouterr().out
     (tmp_path / "u.txt").write_text("अ आ\nइ ई\n\nउ ऊ\n", encoding="utf8")
     for where, separator in ((run, "line"), (run / "model", None)):
-        found = evaluate_run(str(where), Options(text=str(tmp_path / "u.txt"), separator=separator))["text"]["all"]
+        found = evaluate_run(where, Options(text=str(tmp_path / "u.txt"), separator=separator))["text"]["all"]
         assert found["tokens"] == 6 + 3
         assert "unknown_share" not in found
 
@@ -127,17 +128,17 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch, options
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.jsonl").write_text('{"text": "अ"}\n', encoding="utf8")
     with pytest.raises(InputError, match=named):
-        evaluate_run(str(run), Options(**options))
+        evaluate_run(run, Options(**options))
 
 
 def test_names_of_a_stranger_move_no_cursor(run, tmp_path, monkeypatch, capsys):
-    """Phenomenon and source with escape sequences: shown as escapes, kept as they are in the JSON."""
+    """Phenomenon and file with escape sequences: shown as escapes, kept as they are in the JSON."""
     monkeypatch.chdir(tmp_path)
     evil = "\x1b]0;x\x07\x1b[2J"
     (tmp_path / "p.jsonl").write_text(json.dumps({"good": "अ आ", "bad": "आ अ", "phenomenon": evil}))
-    lines = [json.dumps({"text": "अ आ", "source": name}) for name in (evil, "b")]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(run), "pairs=p.jsonl", "text=t.jsonl", "out=out.json"])
+    for name in (f"{evil}.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "अ आ"}\n', encoding="utf8")
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run), "pairs=p.jsonl", "text=*[bJ].jsonl", "out=out.json"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
@@ -145,4 +146,19 @@ def test_names_of_a_stranger_move_no_cursor(run, tmp_path, monkeypatch, capsys):
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
     found = json.loads((tmp_path / "out.json").read_text())
     assert evil in found["pairs"]["summed"]
-    assert evil in found["text"]
+    assert set(found["text"]) == {"all", f"{evil}.jsonl", "b.jsonl"}
+
+
+def test_another_tokenizer_than_the_runs_is_not_scored(run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    (tmp_path / "p.jsonl").write_text('{"good": "अ", "bad": "आ"}\n', encoding="utf8")
+    own = tokenizer_fingerprint(load_model(run / "model")[1])
+    (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "hashes": {"tokenizer": own}}))
+    options = Options(pairs=str(tmp_path / "p.jsonl"))
+    assert evaluate_run(tmp_path, options)["pairs"]["summed"]["all"]["n"] == 1
+    rules = (tmp_path / "model/tokenizer.json").read_text(encoding="utf8")
+    assert rules.count('"अ": ') == rules.count('"आ": ') == 1
+    swapped = rules.replace('"अ": ', '"?": ').replace('"आ": ', '"अ": ').replace('"?": ', '"आ": ')
+    (tmp_path / "model/tokenizer.json").write_text(swapped, encoding="utf8")
+    with pytest.raises(InputError, match=r"tokenizer\.json is not the tokenizer that .*result\.json names"):
+        evaluate_run(tmp_path, options)
