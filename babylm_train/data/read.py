@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from babylm_train.data.corpus import Corpus, CorpusOptions, load_corpus, normal
-from babylm_train.data.network import check_hub_name, need_hub
 from babylm_train.errors import InputError, arguments, printable
 from babylm_train.files import file_digest
 from babylm_train.state import MinimalPair
@@ -241,6 +240,8 @@ class HubDataset(FieldOptions):
     validation_split: str | None
 
     def __post_init__(self) -> None:
+        from babylm_train.data.network import check_hub_name
+
         check_hub_name("data.name", self.name)
         if self.revision is not None and os.path.isdir(self.name):
             raise InputError(f"data.revision: {self.name} is a local path and has no revision")
@@ -258,6 +259,8 @@ class HubDataset(FieldOptions):
         """The commit that `revision` names; without network it has to be one."""
         from huggingface_hub import HfApi
 
+        from babylm_train.data.network import need_hub
+
         wanted = self.revision or "main"
         if re.fullmatch("[0-9a-f]{40}", wanted):
             return wanted
@@ -268,6 +271,8 @@ class HubDataset(FieldOptions):
             raise InputError(f"data.name={self.name}, data.revision={wanted} is no commit, and: {error}") from error
 
     def _read(self, split: str, commit: str | None) -> Iterator[str]:
+        from babylm_train.data.network import need_hub
+
         what = f"data.name={self.name}, split {split}"
         datasets = _import("datasets", what)
         datasets.logging.set_verbosity_error()

@@ -17,7 +17,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from babylm_train.data.corpus import ZERO_WIDTH, Corpus, normal
-from babylm_train.data.network import check_hub_name, need_hub, offline
 from babylm_train.errors import InputError, arguments
 from babylm_train.files import cached, digest
 
@@ -168,6 +167,8 @@ class Pretrained:
     revision: str | None
 
     def __post_init__(self) -> None:
+        from babylm_train.data.network import check_hub_name
+
         check_hub_name("tokenizer.name", self.name)
 
     @property
@@ -177,6 +178,8 @@ class Pretrained:
 
     def build(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
         """The tokenizer; `texts` are not read. Raises InputError: it cannot be loaded, or cannot be used."""
+        from babylm_train.data.network import need_hub, offline
+
         what, local = f"tokenizer.name={self.name}", os.path.isdir(self.name)
         if not local:
             need_hub(what)

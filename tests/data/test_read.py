@@ -94,7 +94,6 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
         ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
         ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: text (data.text_field) is a int, not text"),
         ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: half a surrogate pair"),
-        ("a.jsonl", b"[" * 200_000, "a.jsonl, line 1: "),
         ("a.parquet", b"PAR1 not at all", "cannot read"),
     ],
 )  # fmt: skip
@@ -111,7 +110,6 @@ def test_bad_files(tmp_path, name, content, message):
         ({"a": [{"b": "inner"}] * 3, "text": pyarrow.array(TEXTS).dictionary_encode()}, None),
         ({"content": TEXTS}, "no field text (data.text_field); there are: content"),
         ({"text": [["a"], ["b"]]}, "row 1: text (data.text_field) is a list, not text"),
-        ({"text": [b"a", b"b"]}, "row 1: text (data.text_field) is a bytes, not text"),
     ],
 )
 def test_columns_of_parquet(tmp_path, columns, message):
@@ -146,8 +144,6 @@ def test_wrong_names_are_found_at_once(tmp_path):
         (str(tmp_path / "pipe.txt"), None, {}, "pipe.txt is no readable file"),
         ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no readable file"),
         ("क" * 300 + ".txt", None, {}, "no such file: "),
-        ("~nobody-here/a.txt", None, {}, "data.train: no such file: "),
-        ("a\0b.txt", None, {}, "data.train: no such file: "),
         (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
         (good, None, {"separator": "page"}, "separator"),
         (good, None, {"max_words": 0}, "max_words"),

@@ -47,10 +47,10 @@ def logits(model, ids, both_ways=False):
         return model(input_ids=torch.tensor([ids]), use_cache=False, **mask).logits[0].double().log_softmax(-1)
 
 
-def nats(model, text):
-    """-log p of the text and its closing mark, one token at a time."""
-    ids = [*ids_of(text), 0]
-    return -sum(logits(model, ids)[i - 1, ids[i]].item() for i in range(1, len(ids)))
+def expected(model, text, closing=True):
+    """log p of each token of the text, one at a time, and of its closing mark."""
+    ids = [*ids_of(text), *([0] * closing)]
+    return [logits(model, ids)[i - 1, ids[i]].item() for i in range(1, len(ids))]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
@@ -60,9 +60,7 @@ def test_causal(models, name, closing):
     assert models[name].training
     models[name].eval()
     for text, scores in zip(TEXTS, found, strict=True):
-        ids = [*ids_of(text), *([0] * closing)]
-        expected = [logits(models[name], ids)[i - 1, ids[i]].item() for i in range(1, len(ids))]
-        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+        assert scores.tolist() == pytest.approx(expected(models[name], text, closing), rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "backend"), [(name, b) for name, own in KINDS.items() for b in own if b != "causal"])
@@ -71,25 +69,20 @@ def test_pseudo_log_likelihood(models, name, backend):
     found = token_log_probabilities(models[name], Letters(), TEXTS, batch_tokens=9, backend=backend)
     shift = backend == "mntp"
     for text, scores in zip(TEXTS, found, strict=True):
-        ids, expected = ids_of(text), []
+        ids, alone = ids_of(text), []
         for i in range(1, len(ids)):
             hidden = [*ids[:i], MASK, *ids[i + 1 :]]
-            expected.append(logits(models[name], hidden, both_ways=shift)[i - shift, ids[i]].item())
-        assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+            alone.append(logits(models[name], hidden, both_ways=shift)[i - shift, ids[i]].item())
+        assert scores.tolist() == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_tie_counts_half(models):
-    low, high = sorted(["abc", "xyz"], key=lambda text: nats(models["gpt2"], text), reverse=True)
+    low, high = sorted(["abc", "xyz"], key=lambda text: sum(expected(models["gpt2"], text)))
     pairs = [MinimalPair(high, low, "right"), MinimalPair(low, high, "wrong"), MinimalPair("ab", "ab", "tie")]
     assert score_pairs(models["gpt2"], Letters(), pairs) == {"all": 0.5, "right": 1.0, "tie": 0.5, "wrong": 0.0}
-
-
-def test_per_token_divides_by_the_tokens_and_the_mark(models):
-    """It can prefer the longer sentence where `summed` prefers the shorter."""
     hits = judge(models["gpt2"], Letters(), [MinimalPair("abcdefg", "z", "length")])
-    long, short = (nats(models["gpt2"], text) for text in ("abcdefg", "z"))
-    assert hits["summed"].tolist() == [float(long < short)]
-    assert hits["per_token"].tolist() == [float(long / 8 < short / 2)]
+    long, short = (sum(expected(models["gpt2"], text)) for text in ("abcdefg", "z"))
+    assert (hits["summed"][0], hits["per_token"][0]) == (long > short, long / 8 > short / 2)  # the mark is a token
 
 
 def test_the_interval_is_that_of_drawing_pairs_again():
@@ -108,11 +101,8 @@ def test_the_interval_is_that_of_drawing_pairs_again():
 
 
 def test_files_of_pairs(tmp_path):
-    lines = [
-        {"good": "क", "bad": "ख", "phenomenon": "p"},
-        {"sentence_good": "g", "sentence_bad": "b", "UID": "u", "field": "f"},
-        {"good": "x", "bad": "y"},
-    ]
+    lines = [{"good": "क", "bad": "ख", "phenomenon": "p"}, {"good": "x", "bad": "y"}]
+    lines.insert(1, {"sentence_good": "g", "sentence_bad": "b", "UID": "u", "field": "f"})
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf8")
     expected = [MinimalPair("क", "ख", "p"), MinimalPair("g", "b", "u"), MinimalPair("x", "y", "mine")]
     assert read_pairs(str(tmp_path / "mine.jsonl")) == expected
@@ -126,7 +116,6 @@ def test_files_as_others_write_them(tmp_path):
     rows = [{"sen": 'उसने कहा "हाँ"।', "wrong_sen": "उसने कही हाँ।"}, {"sen": '"हाँ"', "wrong_sen": "ना"}]
     expected = [MinimalPair(row["sen"], row["wrong_sen"], "m") for row in rows]
     lines = "\ufeff" + "\n".join(json.dumps(row) for row in rows)
-    (tmp_path / "m.jsonl").write_text(lines, encoding="utf8")
     (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     frame = pandas.DataFrame(rows)
     frame.to_csv(tmp_path / "m.tsv", sep="\t", encoding="utf-8-sig")
@@ -164,11 +153,9 @@ ONE = b'{"good": "a", "bad": "b"}\n'
     [
         ("p.jsonl", ONE + b'{"good": ""}', r"line 2: .*good or sentence_good or sen; there are: good"),
         ("p.jsonl", ONE + b"{", "line 2"),
-        ("p.jsonl", b"[1]", "line 1"),
         ("p.jsonl", b'{"good": "\\ud800", "bad": "b"}', "line 1"),
         ("p.jsonl", b'{"good": "a", "bad": "b", "UID": "all"}', "phenomenon named all"),
         ("p.jsonl", b"\xff", "line 1, byte 1"),
-        ("p.jsonl", b"\n", "no pair"),
         ("p.jsonl.gz", gzip.compress(ONE * 99, mtime=0)[:40], "p.jsonl.gz"),
         ("p.tsv", b"good\tbad\na\n", "line 2"),
     ],

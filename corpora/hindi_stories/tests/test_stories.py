@@ -62,28 +62,18 @@ def test_hand_worked_sentences(made, expected):
     assert made == nfc(expected)
 
 
-@pytest.mark.parametrize(
-    "lemma_forms",
-    [
-        "m लड़का लड़के लड़के लड़कों",
-        "m घर घर घर घरों",
-        "m आदमी आदमी आदमी आदमियों",
-        "m कुआँ कुएँ कुएँ कुओं",
-        "f लड़की लड़की लड़कियाँ लड़कियों",
-        "f किताब किताब किताबें किताबों",
-        "f चिड़िया चिड़िया चिड़ियाँ चिड़ियों",
-        "f माला माला मालाएँ मालाओं",
-        "f मिठाई मिठाई मिठाइयाँ मिठाइयों",
-    ],
-)
-def test_declension(lemma_forms):
-    gender, *expected = nfc(lemma_forms).split()
+FORMS = """m लड़का लड़के लड़के लड़कों|m घर घर घर घरों|m आदमी आदमी आदमी आदमियों|m कुआँ कुएँ कुएँ कुओं|f लड़की लड़की लड़कियाँ लड़कियों
+f किताब किताब किताबें किताबों|f चिड़िया चिड़िया चिड़ियाँ चिड़ियों|f माला माला मालाएँ मालाओं|f मिठाई मिठाई मिठाइयाँ मिठाइयों"""
+
+
+@pytest.mark.parametrize("gender_and_forms", nfc(FORMS).replace("\n", "|").split("|"))
+def test_declension(gender_and_forms):
+    gender, *expected = gender_and_forms.split()
     assert decline(expected[0], gender) == tuple(expected)
 
 
 def test_kin_and_kings_keep_their_vowel():
-    assert list(noun("राजा").forms) == ["राजा", "राजा", "राजा", "राजाओं"]
-    assert noun("मामा").form("pl", True) == "मामाओं"
+    assert [list(noun("राजा").forms), noun("मामा").form("pl", True)] == [["राजा", "राजा", "राजा", "राजाओं"], "मामाओं"]
 
 
 def test_lexicon_has_400_lexemes_with_gender_and_forms():
@@ -114,13 +104,6 @@ def test_the_package_ships_what_the_grammar_gives():
 def test_fewer_words_are_the_beginning_of_more_and_another_seed_is_another_text():
     assert generate(5000, 0) == corpus()[: len(generate(5000, 0))] != generate(5000, 4)
     assert all(story == nfc(story) and story[-1] in "।?" for story in corpus())
-
-
-def test_200_000_words_hardly_repeat():
-    made = corpus()
-    assert len(set(made)) > 0.999 * len(made)
-    sentences = [s for story in made for s in split(story)]
-    assert len(set(sentences)) > 0.85 * len(sentences)
 
 
 def test_held_out_combinations_never_meet_in_a_clause():
