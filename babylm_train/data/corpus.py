@@ -34,10 +34,7 @@ class CorpusOptions:
 
 
 class Split(Sequence[str]):
-    """The documents of one split, read from a memory-mapped file one at a time.
-
-    words, bytes: of each document, white-space separated and UTF-8, int (N,). fingerprint: hash of the texts.
-    """
+    """The documents of one split, memory-mapped; `words` and `bytes` of each, int (N,), and a hash of all."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._text = np.memmap(folder / f"{name}.utf8", dtype=np.uint8, mode="r")
@@ -59,11 +56,7 @@ class Split(Sequence[str]):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two splits, the minimal pairs that came with them, and what was counted while they were read.
-
-    report: plain JSON: `read`, `dropped` by reason; for `train` and `validation` `documents`, `words`, `characters`,
-    `bytes` and `devanagari` (its share of the characters that are no white space).
-    """
+    """Two splits, the minimal pairs that came with them, and what `load_corpus` counted, as plain JSON."""
 
     train: Split
     validation: Split

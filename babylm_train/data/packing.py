@@ -2,7 +2,7 @@
 
 The stream of an epoch is its documents one after the other, each stored as [mark] + tokens. Position i of the stream
 predicts position i + 1, so every token, and the mark that closes each document, is a target exactly once; row r covers
-the positions r * max_length ... (r + 1) * max_length, overlapping the next row by the one token that both need.
+the positions r * max_length ... (r + 1) * max_length.
 """
 
 from bisect import bisect_left, insort

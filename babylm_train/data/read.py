@@ -229,8 +229,7 @@ def _import(module: str, what: str) -> Any:
 class HubDataset(FieldOptions):
     """A dataset on the hub, or a folder of data files, through `datasets`.
 
-    A branch or tag is resolved to its commit, which is what is read and cached. A commit that an earlier run stored
-    needs neither network nor `datasets`.
+    A branch or tag is resolved to its commit; one that an earlier run stored needs neither network nor `datasets`.
     """
 
     name: str

@@ -105,8 +105,7 @@ def _put_in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
 class WordPiece(_Trained):
     """BERT's WordPiece on white space and punctuation, with vowel signs kept (BERT's own normaliser strips them).
 
-    Printable ASCII and Devanagari can always be spelled; of other signs, the most frequent 1,000 of the training texts
-    at most, where there is room. A word with any other sign, or of more than 1,000, is unknown.
+    Words of printable ASCII, Devanagari and the 1,000 most frequent other signs, where there is room, are known.
     """
 
     vocab_size: Annotated[int, Field(ge=SMALLEST_WORDPIECE, le=LARGEST)]

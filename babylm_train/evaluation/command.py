@@ -100,8 +100,7 @@ def load_model(
 ) -> tuple[Any, PreTrainedTokenizerFast, str]:
     """An exported model in float32, its tokenizer, and the backend that reads it: the one asked for, or its first.
 
-    The tokenizer's model_max_length is at most the model's positions. Weights are read as safetensors, and no code of
-    the folder is run. Raises InputError: its files are damaged, or do not fit each other or the backend.
+    No code of the folder is run. Raises InputError: its files are damaged, or do not fit each other or the backend.
     """
     logging.set_verbosity(logging.CRITICAL)  # type: ignore[attr-defined]
     logging.disable_progress_bar()
@@ -183,9 +182,8 @@ def evaluate_texts(
             split = tokenize(cast(Split, Texts(texts)), tokenizer, cache_dir=cache)
             result = evaluate(model, objective, EvaluationRows(split, tokenizer.model_max_length), ROWS)
             found[name] = replace(result, unknown=split.unknown)
-    nats = sum(result.loss * result.tokens for result in found.values())
-    counts = ([result.tokens, result.words, result.bytes, result.unknown] for result in found.values())
-    tokens, words, size, unknown = map(sum, zip(*counts, strict=True))
+    counts = ([r.loss * r.tokens, r.tokens, r.words, r.bytes, r.unknown] for r in found.values())
+    nats, tokens, words, size, unknown = map(sum, zip(*counts, strict=True))
     whole = replace(summarise(nats, tokens, words, size, backend == "mlm"), unknown=unknown)
     return {"all": whole, **(found if len(found) > 1 else {})}
 
@@ -254,13 +252,11 @@ def _report_pairs(
 def _report_texts(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     rows, found = [], {}
     for name, result in results.items():
-        found[name] = {**result.figures(), "tokens": result.tokens, "words": result.words}
-        row = {"text": name, "words": f"{result.words:,}", "tokens": f"{result.tokens:,}"}
-        row |= {figure.replace("_", " "): f"{value:,.4f}" for figure, value in result.figures().items()}
-        if result.unknown:
-            found[name]["unknown_share"] = result.unknown / result.tokens
-            row["unknown, not counted"] = f"{result.unknown / result.tokens:.3%}"
-        rows.append(row)
+        figures, counts = result.figures(), {"tokens": result.tokens, "words": result.words}
+        found[name] = {**figures, **counts, "unknown_share": result.unknown / result.tokens}
+        row = {key.replace("_", " "): f"{value:,.4f}" for key, value in figures.items() if key != "loss"}
+        shown = {"text": name, **{key: f"{value:,}" for key, value in counts.items()}, **row}
+        rows.append({**shown, "unknown, not counted": f"{result.unknown / result.tokens:.3%}"})
     print(show_table(rows))
     return found
 

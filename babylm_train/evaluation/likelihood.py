@@ -1,8 +1,7 @@
-"""Log-probabilities of texts, token by token, as the three backends of the BabyLM evaluation read them. In float32.
+"""Log-probabilities of texts in float32, token by token, after the mark that begins a text in training too.
 
 `causal`: each token given those before it. `mlm`: each token hidden in its turn and predicted from both sides, which
 adds up to the pseudo-log-likelihood (Salazar et al. 2020). `mntp`: the same, predicted at the place before it.
-Every text begins with the end-of-text mark, as it did in training.
 """
 
 from collections.abc import Sequence

@@ -67,8 +67,8 @@ def _exp(value: float) -> float:
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS, seed: int = 0
 ) -> list[str]:
-    """A prompt each with up to 40 more tokens, top-p 0.9, seeded; torch's generators are left as they were."""
-    was_training, device, texts = model.training, model.device, []
+    """A prompt each with up to 40 more tokens, top-p 0.9, seeded; leaves the model in eval mode."""
+    device, texts = model.device, []
     model.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -81,5 +81,4 @@ def sample(
             options |= {"pad_token_id": tokenizer.pad_token_id, "attention_mask": torch.ones_like(rows)}
             out = model.generate(rows, **options)  # type: ignore[operator]
             texts.append(str(tokenizer.decode(out[0, 1:], skip_special_tokens=True)))
-    model.train(was_training)
     return texts

@@ -15,7 +15,7 @@ from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import Byte, tokenizer_fingerprint
 from babylm_train.errors import InputError
 from babylm_train.evaluation.command import Options, evaluate_run, evaluate_texts, future_leak, load_model, main
-from babylm_train.evaluation.loss import evaluate, sample, summarise
+from babylm_train.evaluation.loss import evaluate, summarise
 from babylm_train.objective import CausalObjective
 
 
@@ -54,17 +54,6 @@ def test_the_derived_figures():
     assert summarise(1e6, 1, 1, 1).perplexity == math.inf
 
 
-def test_samples_are_seeded_and_leave_the_generators_alone():
-    tokenizer = Byte().build([])
-    tokenizer.model_max_length = POSITIONS
-    model = nano("gpt2", len(tokenizer))
-    before = torch.get_rng_state()
-    one, two = (sample(model, tokenizer, ["ab", "abcdefghijklmnopqrst"], seed=3) for _ in range(2))
-    assert one == two
-    assert one[0].startswith("ab")
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_texts_by_file_add_up_to_the_whole():
     tokenizer = Byte().build([])
     tokenizer.model_max_length = POSITIONS
@@ -92,14 +81,6 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_what_is_cut_is_said(run, tmp_path, capsys):
-    pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
-    assert evaluate_run(run, Options(pairs=str(tmp_path / "p.jsonl")))["texts_cut"] == 2
-    assert "2 of 6 texts" in capsys.readouterr().err
-    assert load_model(run / "model")[1].model_max_length == POSITIONS
-
-
 def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path, capsys):
     (tmp_path / "t.txt").write_text("अ आ\nइ ई\n\nउ 漢\n", encoding="utf8")
     found = evaluate_run(run, Options(text=str(tmp_path / "t.txt")))["text"]["all"]
@@ -109,7 +90,7 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
     for where, separator in ((run, "line"), (run / "model", None)):
         found = evaluate_run(where, Options(text=str(tmp_path / "u.txt"), separator=separator))["text"]["all"]
         assert found["tokens"] == 6 + 3
-        assert "unknown_share" not in found
+        assert found["unknown_share"] == 0
 
 
 @pytest.mark.parametrize(
@@ -149,13 +130,15 @@ def test_names_of_a_stranger_move_no_cursor(run, tmp_path, monkeypatch, capsys):
     assert set(found["text"]) == {"all", f"{evil}.jsonl", "b.jsonl"}
 
 
-def test_another_tokenizer_than_the_runs_is_not_scored(run, tmp_path):
+def test_what_is_cut_is_said_and_another_tokenizer_than_the_runs_is_not_scored(run, tmp_path, capsys):
     shutil.copytree(run / "model", tmp_path / "model")
-    (tmp_path / "p.jsonl").write_text('{"good": "अ", "bad": "आ"}\n', encoding="utf8")
+    pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
     own = tokenizer_fingerprint(load_model(run / "model")[1])
     (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "hashes": {"tokenizer": own}}))
     options = Options(pairs=str(tmp_path / "p.jsonl"))
-    assert evaluate_run(tmp_path, options)["pairs"]["summed"]["all"]["n"] == 1
+    assert evaluate_run(tmp_path, options)["texts_cut"] == 2
+    assert "2 of 6 texts" in capsys.readouterr().err
     rules = (tmp_path / "model/tokenizer.json").read_text(encoding="utf8")
     assert rules.count('"अ": ') == rules.count('"आ": ') == 1
     swapped = rules.replace('"अ": ', '"?": ').replace('"आ": ', '"अ": ').replace('"?": ', '"आ": ')
