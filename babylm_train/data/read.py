@@ -9,10 +9,11 @@ import json
 import lzma
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,10 +28,10 @@ STORIES, STORY_PAIRS = (Path(__file__).with_name(name) for name in ("stories.jso
 STORY_WORDS = 200_000  # that stories.jsonl.gz holds
 
 TEXT = (".txt", ".train", ".dev", ".test")
-KNOWN = (*TEXT, ".jsonl", ".json", ".parquet")
+KNOWN = (*TEXT, ".jsonl", ".json", ".parquet", ".zip")
 MAX_LINE_BYTES = 100_000_000
 MAX_FILE_BYTES = 2 << 30  # after decompression
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # the last: a password
 
 Separator = Literal["line", "blank_line"]
 
@@ -73,7 +74,7 @@ class FieldOptions(CorpusOptions):
 class TextFiles(FieldOptions):
     """Files and globs of text (.txt, .train, .dev, .test), JSON lines (.jsonl, .json) and parquet.
 
-    Text and JSON lines may be packed (.gz, .bz2, .xz, .zst). The files are looked for at once.
+    Text and JSON lines may be packed (.gz, .bz2, .xz, .zst) or stand in a .zip. The files are looked for at once.
     """
 
     train: str | list[str]
@@ -122,7 +123,21 @@ def _expand(pattern: str) -> list[Path]:
     return []
 
 
-def kind_of(path: Path) -> str:
+def _open_zip(path: Path) -> list[Any]:
+    """The path itself, or paths to the text files in a .zip, sorted."""
+    if path.suffix.lower() != ".zip":
+        return [path]
+    try:
+        archive = zipfile.ZipFile(path)
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
+    if texts := [member for member in inside if Path(member.name).suffix.lower() in (*TEXT, ".jsonl", ".json")]:
+        return texts
+    raise InputError(f"{path} holds no file that ends in one of {' '.join(TEXT)} .jsonl .json")
+
+
+def kind_of(path: Any) -> str:
     """The suffix that says what a file holds, packed or not."""
     path = Path(path.name.lower())
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
@@ -132,7 +147,7 @@ def read_files(
     files: Sequence[Path], text_field: str, separator: Separator, key: str = "data.text_field"
 ) -> Iterator[str]:
     """The documents of `files`, as they stand there; `key` is what `text_field` is called in a message."""
-    for path in files:
+    for path in chain.from_iterable(map(_open_zip, files)):
         kind = kind_of(path)
         lines = (line for _, line in read_lines(path))
         if kind == ".parquet":
@@ -153,11 +168,11 @@ def _open_zst(path: Path) -> Any:
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Any) -> Iterator[tuple[int, str]]:
     """The lines of a file and their numbers from 1, unpacked and decoded. InputError names path, line and byte."""
     size = 0
     try:
-        with OPENERS.get(path.suffix.lower(), partial(open, mode="rb"))(path) as file:
+        with OPENERS.get(path.suffix.lower(), lambda plain: plain.open("rb"))(path) as file:
             for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
                 yield number, _decode(f"{path}, line {number}", line)
                 size += len(line)

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import socket
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -84,9 +85,22 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
     assert list(both.load().train) == ["y"]  # what changed is read again
 
 
+def test_text_in_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
+        for name, text in {
+            "train/b.train": "दो",
+            "train/a.train": "एक",
+            "notes.md": "not this",
+            "c.jsonl": '{"text": "x"}',
+        }.items():
+            archive.writestr(name, text)
+    assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == sorted(["x", "एक", "दो"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.zip", b"PK no zip", "cannot read"),
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
         ("a.txt.gz", b"\xef\xbb\xbfab\xffc\n", "a.txt.gz, line 1, byte 6: not UTF-8 (0xff)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2: broken JSON: Expecting value: column 10"),
