@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -26,36 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from babylm_train import __version__
 from babylm_train import config as checks
 from babylm_train.command import read_command_line
-from babylm_train.errors import (
-    SIGNALS,
-    InputError,
-    Interrupted,
-    PreemptedError,
-    RunError,
-    StorageError,
-    fail,
-    handle_signals,
-    one_line,
-    watch_signals,
-)
+from babylm_train.errors import InputError, Interrupted, RunError, StorageError, fail, one_line, watch_signals
 from babylm_train.files import read
 
 if TYPE_CHECKING:
     from babylm_train.build import Parts
-    from babylm_train.run import Request
 
-MULTIRUN = ("--multirun", "-m")
-PAGES = (
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-)  # Hydra prints them
+MULTIRUN = {"--multirun", "-m"}
+PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}  # Hydra's own
+ONLY_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
 
 def main() -> None:
@@ -65,7 +39,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     arguments = sys.argv[1:]
     try:
-        with handle_signals(_stop_early, (*SIGNALS, signal.SIGINT)):
+        with watch_signals():
             if "--version" in arguments:
                 print(f"babylm_train {__version__}")
             elif any(argument.partition("=")[0] in PAGES for argument in arguments):
@@ -76,15 +50,10 @@ def main() -> None:
         fail(error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(InputError(checks.first_line(error)))
-    except OSError as error:  # Hydra's own folders
+    except OSError as error:  # of a study's folder
         fail(StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}"))
     except KeyboardInterrupt:
         fail(Interrupted("interrupted at once: what was saved before is intact; the same command continues"))
-
-
-def _stop_early(number: int, _frame: object) -> NoReturn:
-    kind = Interrupted if number == signal.SIGINT else PreemptedError
-    raise kind("stopped before anything had begun; the same command starts again")
 
 
 @hydra.main(config_path=str(checks.CONF), config_name="config", version_base="1.3")
@@ -95,59 +64,32 @@ def _show_page(_: DictConfig) -> None:
 def _start(arguments: list[str]) -> None:
     """Composes what was typed, builds what needs no data, and runs it."""
     from babylm_train.build import build_parts, name_errors, rehearse
-    from babylm_train.checkpoint import find_checkpoint
 
     line = read_command_line([a for a in arguments if a not in MULTIRUN], overrides=True)
-    with checks.Composer(line.config_name, line.config_dir) as composer:
-        overrides = composer.read_overrides(line.overrides)
-        configs = composer.compose_each(overrides)
-        is_sweep = not set(MULTIRUN).isdisjoint(arguments) or configs[0].hydra.mode == RunMode.MULTIRUN
-        _check_mode(overrides, is_sweep)
+    with checks.open_conf(line.config_name, line.config_dir):
+        overrides = checks.read_overrides(line.overrides)
+        configs = checks.compose_each(line.config_name, overrides, line.config_dir)
+        is_sweep = not MULTIRUN.isdisjoint(arguments) or configs[0].hydra.mode == RunMode.MULTIRUN
+        for override in () if is_sweep else overrides:
+            if override.is_sweep_override() or override.key_or_group.startswith(ONLY_SWEEPS):
+                raise InputError(f"{override.input_line}: for a sweep, add -m; a comma in a value: key=\"'a,b'\"")
         with name_errors("hydra.job_logging"):
             configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
         parts = [build_parts(config) for config in configs]
         for part in parts:
-            if part.resume is not None:
-                find_checkpoint(part.resume)
             rehearse(part)
-        words = [str(override.input_line) for override in overrides]
-        run_it = GlobalHydra.instance().hydra
-        assert run_it is not None
         if is_sweep:
-            _sweep(configs[0], lambda more: run_it.multirun(composer.name, _run_task, words + more))
-            return
-        directory = Path(configs[0].hydra.run.dir)
-        missing = [path for path in (directory, *directory.parents) if not path.exists()]
-        try:
-            run_it.run(composer.name, partial(_run_task, parts=parts[0]), words)
-        finally:  # of a refused run nothing is left: Hydra makes its directory before
-            for path in missing:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-
-
-def _check_mode(overrides: list[Override], is_sweep: bool) -> None:
-    """Raises InputError for several values, or a launcher, without --multirun."""
-    for override in overrides if not is_sweep else ():
-        line, key = str(override.input_line), override.key_or_group
-        if override.is_sweep_override():
-            name, _, value = line.partition("=")
-            quoted = value.replace("'", "")
-            raise InputError(f"{line}: several values are a sweep, add -m; one with a comma is {name}=\"'{quoted}'\"")
-        if key.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")):
-            raise InputError(f"{line}: only a sweep has a launcher and a sweeper: add -m")
+            words, running = [str(override.input_line) for override in overrides], GlobalHydra.instance().hydra
+            assert running is not None
+            _sweep(configs[0], lambda more: running.multirun(line.config_name, _run_task, words + more))
+        else:
+            HydraConfig.instance().set_config(configs[0])
+            os.environ.update(configs[0].hydra.job.env_set)
+            _run_task(configs[0], Path(configs[0].hydra.run.dir), parts[0])
 
 
 def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
-    """Runs the jobs of a study that are missing, then reports on all of it.
-
-    Args:
-        launch: runs the sweep with these further overrides.
-
-    Raises:
-        SystemExit: a job failed; with the exit code of the first that did.
-        PreemptedError: this process was asked to stop; the running jobs have saved their states.
-    """
+    """Runs the jobs of a study that are missing, by `launch` with further overrides, and reports on all of it."""
     from babylm_train.study.launcher import StudyLauncher
 
     directory = Path(config.hydra.sweep.dir)
@@ -169,9 +111,9 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
         sys.exit(StudyLauncher.exit_codes[0])
 
 
-def _run_task(config: DictConfig, parts: Parts | None = None) -> float:
-    """The task that Hydra runs; ends the process if the run fails, or Hydra would say something of its own first."""
-    directory = Path(HydraConfig.get().runtime.output_dir)
+def _run_task(config: DictConfig, directory: Path | None = None, parts: Parts | None = None) -> float:
+    """A run, or a job of one of Hydra's own launchers; ends the process if it fails."""
+    directory = directory or Path(HydraConfig.get().runtime.output_dir)
     try:
         return run_job(config, directory, parts)
     except RunError as error:
@@ -179,58 +121,25 @@ def _run_task(config: DictConfig, parts: Parts | None = None) -> float:
         from babylm_train.study.jobs import Outcome
 
         if not isinstance(error, InputError) and (directory / "config.yaml").exists():  # it had begun
-            record_failure(directory, Outcome.of(error), _request(config), checks.config_hash(config))
+            record_failure(directory, Outcome.of(error), checks.config_hash(config))
         fail(error)
 
 
 def run_job(config: DictConfig, directory: Path, parts: Parts | None = None) -> float:
-    """Trains what `config` describes in `directory`, or goes on with it; returns the validation loss.
-
-    Args:
-        config: a composed job; it was checked. parts: built from it already, or None.
-
-    Raises:
-        RunError: as its kind says. A finished run of this configuration is not run again.
-    """
+    """Trains what a checked `config` describes in `directory`, or goes on with it; returns the validation loss."""
     from babylm_train import build
     from babylm_train.run import lock_run, show_result, train_to_end
 
     with lock_run(directory), watch_signals() as preemption:
-        done = finished(config, directory)
-        if done is not None:
-            print(f"{directory}: finished already (validation loss {done:.4f}); delete it to run again")
-            return done
+        if (path := directory / "result.json").exists():
+            from babylm_train.study.jobs import Outcome
+
+            done: Outcome = read(path, Outcome)
+            if (done.status, done.config_hash) == ("finished", checks.config_hash(config)):
+                print(f"{directory}: finished already (validation loss {done.val_loss:.4f}); delete it to run again")
+                return done.val_loss
         run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
-        result = train_to_end(run, directory, config.resume, _request(config), preemption)
+        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # variables stay unread
+        result = train_to_end(run, checks.saved_config(config), typed, preemption)
     print(f"{directory}\n{show_result(result)}", flush=True)
     return float(result["val_loss"])
-
-
-def _request(config: DictConfig) -> Request:
-    from babylm_train.run import Request
-
-    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return Request(checks.saved_config(config), [str(override) for override in typed])  # variables stay unread
-
-
-def finished(config: DictConfig, directory: Path) -> float | None:
-    """The validation loss of a run of `config` that ended as planned in `directory`; None: it is to run, or to go on.
-
-    Raises:
-        InputError: the directory holds a run of another configuration, or a damaged record; names what differs.
-    """
-    from babylm_train.checkpoint import refuse_other
-
-    if (path := directory / "config.yaml").exists():
-        there = checks.plain(checks.load_config(path))
-        refuse_other(checks.essential(checks.plain(config)), checks.essential(there), str(directory))
-    if not (path := directory / "result.json").exists():
-        return None
-    from babylm_train.study.jobs import Outcome
-
-    outcome: Outcome = read(path, Outcome)
-    if (outcome.status, outcome.config_hash) != ("finished", checks.config_hash(config)):
-        return None
-    if not math.isfinite(outcome.val_loss):
-        raise InputError(f"{path} is damaged: val_loss is {outcome.val_loss}")
-    return outcome.val_loss

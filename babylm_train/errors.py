@@ -18,11 +18,7 @@ T = TypeVar("T")
 
 @dataclass_transform(field_specifiers=(pydantic.Field, dataclasses.field))
 def arguments(*, frozen: bool = True) -> Callable[[type[T]], type[T]]:
-    """Decorates a class that conf/ names, or that a user builds: its fields are its arguments.
-
-    They are checked where it is built, by their types and `pydantic.Field(gt=..., le=...)`, without conversions;
-    unknown ones are refused (pydantic.ValidationError).
-    """
+    """Decorates a class that conf/ names: its fields are its arguments, checked without conversions by pydantic."""
     config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return cast(Callable[[type[T]], type[T]], pydantic.dataclasses.dataclass(frozen=frozen, config=config))
 
@@ -34,9 +30,7 @@ class RunError(Exception):
 
 
 class InputError(RunError):
-    """Bad input or configuration. The message names the key, the file, the line or the byte."""
-
-    exit_code = 2
+    exit_code = 2  # bad input or configuration; the message names the key, the file, the line or the byte
 
 
 class InUse(InputError):
@@ -44,33 +38,23 @@ class InUse(InputError):
 
 
 class DivergedError(RunError):
-    """The loss became NaN or infinite, or fp16 overflowed too often in a row. No bad update was applied."""
-
-    exit_code = 3
+    exit_code = 3  # the loss became NaN or infinite, or fp16 overflowed too often in a row; no bad update was applied
 
 
 class StorageError(RunError):
-    """The disk is full, read-only, or failed. Earlier checkpoints are intact."""
-
-    exit_code = 4
+    exit_code = 4  # the disk is full, read-only, or failed; earlier checkpoints are intact
 
 
 class OutOfMemory(RunError):
-    """The model or the batch does not fit; the message gives the sizes."""
-
-    exit_code = 5
+    exit_code = 5  # the model or the batch does not fit; the message gives the sizes
 
 
 class PreemptedError(RunError):
-    """SIGTERM, SIGUSR1 or SIGUSR2 arrived; the state is saved and the same command continues."""
-
-    exit_code = 75
+    exit_code = 75  # a signal of SIGNALS arrived; the state is saved and the same command continues
 
 
 class Interrupted(PreemptedError):
-    """The same after Ctrl-C."""
-
-    exit_code = 130
+    exit_code = 130  # the same after Ctrl-C
 
 
 def printable(text: object) -> str:
@@ -85,20 +69,13 @@ def one_line(error: BaseException) -> str:
 
 def show_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as an aligned table of printable text, numbers on the right, a header above."""
-    if not rows:
-        return ""
-    names = list(rows[0])
-    cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    left = [isinstance(rows[0][name], str) and not rows[0][name][:1].isdigit() for name in names]
-    padded = (
-        [
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(line, widths, left, strict=True)
-        ]
-        for line in cells
-    )
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    columns = []
+    for name, first in rows[0].items() if rows else ():
+        cells = [name, *(printable(row.get(name, "")) for row in rows)]
+        width = max(map(len, cells))
+        is_text = isinstance(first, str) and not first[:1].isdigit()
+        columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def fail(error: RunError) -> NoReturn:
@@ -115,27 +92,23 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_errors(what: str, remedy: str = "") -> Iterator[None]:
-    """Raises OutOfMemory where memory is full: `what` that means, and a `remedy`."""
+def memory_errors(what: str) -> Iterator[None]:
+    """Raises OutOfMemory, saying `what` that means, where memory is full."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
-        detail = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise OutOfMemory(f"out of memory: {what} ({detail}){remedy}") from error
+        raise OutOfMemory(f"out of memory: {what} ({one_line(error)[:200]})") from error
 
 
 def explain_invalid(error: ValidationError, at: str = "") -> str:
     """One line for the first thing that pydantic refused: `at.field: what was expected, got value`."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in (*([at] if at else []), *first["loc"]))
-    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{key}: unknown key"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{key} is not set: give {key}=..."
-    return f"{key} must be {said}, got {printable(first['input'])[:100]}"
+    key = ".".join(map(str, ([at] if at else []) + [*first["loc"]]))
+    if first["type"].startswith("missing"):
+        return f"{key} is missing"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, got {printable(first['input'])[:100]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -161,23 +134,17 @@ def handle_signals(
 
 
 class Preemption:
-    """Whether a run was asked to stop. In `training` it stops after the current update, elsewhere at once.
-
-    Raises:
-        PreemptedError: from the handler, where there is nothing to save. KeyboardInterrupt: the same after Ctrl-C; a
-            second Ctrl-C ends the run at once, wherever it is.
-    """
+    """Whether a run was asked to stop: in `training` after the current update, elsewhere or by two Ctrl-C at once."""
 
     def __init__(self) -> None:
         self.signal, self.training = 0, False
 
     def handle(self, number: int, _frame: object = None) -> None:
-        """Handles a signal."""
-        again = self.signal == number == signal.SIGINT
-        self.signal = number
-        if number == signal.SIGINT and (again or not self.training):
-            raise KeyboardInterrupt
-        if not self.training:
+        """Handles a signal. Raises PreemptedError, or KeyboardInterrupt after Ctrl-C: there is nothing to save."""
+        again, self.signal = self.signal == number == signal.SIGINT, number
+        if again or not self.training:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             raise PreemptedError("preempted outside training: nothing to save; the same command continues")
 
     def __call__(self) -> bool:
@@ -186,11 +153,7 @@ class Preemption:
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[Preemption]:
-    """Yields whether SIGNALS or Ctrl-C have asked to stop since.
-
-    Raises:
-        Interrupted: instead of a PreemptedError after Ctrl-C.
-    """
+    """Yields whether SIGNALS or Ctrl-C have asked to stop since; after Ctrl-C a PreemptedError becomes Interrupted."""
     preemption = Preemption()
     with handle_signals(preemption.handle, (*SIGNALS, signal.SIGINT)):
         try:

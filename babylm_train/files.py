@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -17,12 +16,12 @@ import yaml
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from babylm_train.errors import InputError, StorageError, printable
+from babylm_train.errors import InputError, StorageError, explain_invalid, printable
 
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+DAMAGE = (ValueError, RecursionError, yaml.YAMLError)  # ValueError: of json, pydantic and decoding, too
 
 
 @contextlib.contextmanager
@@ -38,18 +37,14 @@ def storage_errors(path: Path | str) -> Iterator[None]:
 def replaced(path: Path) -> Iterator[Path]:
     """Yields a name to write a file or a folder under; at the end it is synced and renamed to `path`.
 
-    So a kill at any moment leaves the old content or the new one. What stood there is replaced; what an earlier, killed
-    process left aside is removed. The folder that holds it must exist: a run whose directory was deleted is not to
-    make another one.
-
-    Raises:
-        StorageError: the folder is read-only, full or gone.
+    So a kill at any moment leaves the old content or the new one. Raises StorageError: the folder is read-only, full or
+    gone; a run whose directory was deleted is not to make another one.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             path.parent.stat()  # raises where it is gone
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
                 _remove(left)
             yield aside
             for file in [aside, *aside.rglob("*")]:
@@ -78,18 +73,18 @@ def _sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file aside and renames it. Raises StorageError."""
+    """Writes a file aside and renames it, as write_text and write_json do. Raises StorageError."""
     with replaced(path) as aside:
         aside.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file aside and renames it. Raises StorageError."""
+    """See write_bytes; what is no Unicode is written as an escape."""
     write_bytes(path, text.encode("utf8", "backslashreplace"))
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file aside and renames it. Raises StorageError."""
+    """See write_bytes."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -97,9 +92,7 @@ def link(source: Path | str, target: Path | str) -> None:
     """A hard link at `target`, or a copy where the disk has none."""
     try:
         os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
+    except OSError:
         shutil.copyfile(source, target)
 
 
@@ -115,13 +108,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 def read(path: Path, kind: type[T] | Any) -> T:
     """What a .json or .yaml file holds, as a `kind`: a type, dataclass or pydantic model that it must fit.
 
-    Raises:
-        InputError: missing, damaged, or something else; one line that names the file.
+    Raises InputError: missing, damaged, or something else; one line that names the file.
     """
     try:
         text = _read_text(path, "strict")
         value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is damaged: {printable(error)[:200]}") from error
     return check_record(value, kind, str(path))
 
@@ -132,7 +124,7 @@ def read_lines(path: Path, kind: type[T] | Any) -> list[T]:
     for number, line in enumerate(_read_text(path, "surrogateescape").split("\n")[:-1], 1):
         try:
             values[f"line {number}"] = json.loads(line)
-        except (ValueError, RecursionError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path}, line {number} is damaged: {printable(error)[:200]}") from error
     found: dict[str, T] = check_record(values, dict[str, kind], str(path))  # type: ignore[valid-type]
     return list(found.values())
@@ -141,10 +133,8 @@ def read_lines(path: Path, kind: type[T] | Any) -> list[T]:
 def _read_text(path: Path, errors: str) -> str:
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no file")
+            raise InputError(f"{path} is no file")  # a pipe would never end
         return path.read_text(encoding="utf8", errors=errors)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
@@ -154,14 +144,9 @@ def check_record(value: Any, kind: type[T] | Any, where: str) -> T:
     try:
         json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
         return TypeAdapter(kind).validate_python(value)
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where} is damaged: it holds half a surrogate pair") from error
-    except RecursionError as error:
-        raise InputError(f"{where} is damaged: nested without end") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where} is damaged: {at + ': ' if at else ''}{printable(first['msg'])}") from error
+    except DAMAGE as error:
+        why = explain_invalid(error) if isinstance(error, ValidationError) else printable(error)[:200]
+        raise InputError(f"{where} is damaged: {why}") from error
 
 
 def digest(value: Any) -> str:
@@ -176,13 +161,9 @@ def file_digest(path: Path) -> str:
 
 
 def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder `root/kind-key`, built by `build(folder)` if it is missing or damaged.
+    """The folder `root/kind-key`, built by `build(folder)` if it is missing or damaged; raises StorageError.
 
-    Built aside and renamed, under a lock, so a killed or a second process never shows a half-written folder. A manifest
-    holds each file's sha256 and is verified at every opening.
-
-    Raises:
-        StorageError: the folder cannot be written.
+    Built aside and renamed, under a lock. A manifest holds each file's sha256 and is verified at every opening.
     """
     target = root / f"{kind}-{key}"
     if _intact(target):
@@ -194,19 +175,17 @@ def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Pa
                 with replaced(target) as aside:
                     aside.mkdir()
                     build(aside)
-                    hashes = {
-                        str(p.relative_to(aside)): file_digest(p) for p in sorted(aside.rglob("*")) if p.is_file()
-                    }
-                    (aside / MANIFEST).write_text(json.dumps(hashes, indent=1))
+                    (aside / MANIFEST).write_text(json.dumps(_hash_files(aside), indent=1))
     return target
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
 def _intact(folder: Path) -> bool:
     try:
-        hashes = TypeAdapter(dict[str, str]).validate_json((folder / MANIFEST).read_bytes())
-        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return there == {MANIFEST, *hashes} and all(
-            file_digest(folder / name) == known for name, known in hashes.items()
-        )
-    except (OSError, ValueError):
+        return bool(json.loads((folder / MANIFEST).read_bytes()) == _hash_files(folder))
+    except (OSError, ValueError, RecursionError):
         return False

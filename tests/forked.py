@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,61 +93,41 @@ class Child:
         for name in ("out", "err"):
             (folder / name).write_bytes(b"")
         self.folder, self.began = folder, time.monotonic()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._become(job)
+        self.process = multiprocessing.get_context("fork").Process(target=self._become, args=(job,))
+        self.process.start()
 
     def _become(self, job: Callable[[], object]) -> None:
-        code = 1
-        try:
-            os.setsid()
-            for number, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(self.folder / name, os.O_WRONLY), number)
-            # pytest may have put objects of its own there
-            sys.stdout, sys.stderr = (open(n, "w", encoding="utf8", closefd=False) for n in (1, 2))  # noqa: SIM115
-            sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
-                signal.signal(number, signal.SIG_DFL)
-            job()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        except BaseException:  # noqa: BLE001 - the child ends here whatever it was
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os.setsid()
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(self.folder / name, os.O_WRONLY), number)
+        # pytest may have put objects of its own there
+        sys.stdout, sys.stderr = (open(n, "w", encoding="utf8", closefd=False) for n in (1, 2))  # noqa: SIM115
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        job()
 
     def poll(self) -> int | None:
         """The exit code, the negative number of the signal that ended it, or None while it runs."""
-        if not hasattr(self, "code"):
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if not pid:
-                return None
-            self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
-        return self.code
+        if self.process.exitcode is not None and not hasattr(self, "code"):
+            self.code, self.seconds = self.process.exitcode, time.monotonic() - self.began
+        return self.process.exitcode
 
     def wait(self, timeout: float = 200.0) -> int:
         """The exit code; a child that hangs is killed, and that is a TimeoutError."""
-        end, pause = time.monotonic() + timeout, 0.0005
-        while self.poll() is None:
-            if time.monotonic() > end:
-                self.kill()
-                raise TimeoutError(f"still running after {timeout} s; it had said: {self.err}")
-            time.sleep(pause)
-            pause = min(pause * 1.2, 0.01)
+        self.process.join(timeout)
+        if self.poll() is None:
+            self.kill()
+            raise TimeoutError(f"still running after {timeout} s; it had said: {self.err}")
         return self.code
 
     def send(self, number: int) -> None:
-        os.kill(self.pid, number)
+        os.kill(self.process.pid, number)
 
     def kill(self) -> int:
         """SIGKILL to the whole group."""
         if self.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL) if os.getpgid(self.pid) == self.pid else self.send(signal.SIGKILL)
+            is_leader = os.getpgid(self.process.pid) == self.process.pid
+            (os.killpg if is_leader else os.kill)(self.process.pid, signal.SIGKILL)
         return self.wait()
 
     @property

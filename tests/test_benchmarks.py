@@ -20,11 +20,6 @@ def benchmarks(monkeypatch):
         sys.modules.pop(name, None)
 
 
-needs_peers = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="pip install babylm-train[bench]"
-)
-
-
 def test_gpu_table_tiny(benchmarks):
     """Every row is measured, ours with and without the compiler; HF Trainer's where it is installed."""
     import gpu
@@ -44,22 +39,11 @@ def test_arms_of_the_cpu_table(benchmarks):
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(2, 64, (n % 40 + 1,), generator=generator).tolist() for n in range(300)]
     setting = arms.Setting(partial(GPT2Config, n_layer=1, n_embd=32, n_head=2), 64, 32, 4, updates=2)
-    for arm in (arms.ours, arms.bare, partial(arms.bare, tuned=True), arms.padded_to_512):
+    peers = [arms.hf_trainer, arms.lightning] if importlib.util.find_spec("accelerate") else []
+    for arm in (arms.ours, arms.bare, partial(arms.bare, tuned=True), arms.padded_to_512, *peers):
         found = arm(documents, setting)
         assert found.tokens > 0
         assert found.memory > 0
-
-
-@needs_peers
-def test_peers_of_the_cpu_table(benchmarks):
-    import arms
-    from transformers import GPT2Config
-
-    documents = [[2 + n % 60] * (n % 40 + 1) for n in range(300)]
-    setting = arms.Setting(partial(GPT2Config, n_layer=1, n_embd=32, n_head=2), 64, 32, 4, updates=2, bf16=True)
-    assert all(arm(documents, setting).tokens > 0 for arm in (arms.hf_trainer, arms.lightning))
-    padded = arms.hf_trainer(documents, setting, padded=True, grouped=True)
-    assert padded.tokens > 0
 
 
 def test_a_rate_leaves_the_first_updates_out(benchmarks):

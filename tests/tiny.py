@@ -68,14 +68,15 @@ def model_of(name: str, size: int, max_length: int, **changes: float) -> Any:
     return build(tokenizer=Tokenizer(size), max_length=max_length, **changes)
 
 
+MASKING = {"start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "seed": 5}
+
+
 def masked(**changes: Any) -> MaskedObjective:
-    options = {"start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "seed": 5}
-    return MaskedObjective(**{**options, "evaluation_passes": 7, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
+    return MaskedObjective(**{**MASKING, "evaluation_passes": 7, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
 
 
 def hybrid(**changes: Any) -> HybridObjective:
-    options = {"masked_share": 0.25, "start_rate": 0.3, "end_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
-    return HybridObjective(**{**options, "seed": 5, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
+    return HybridObjective(**{**MASKING, "masked_share": 0.25, **changes}).use_tokenizer(Tokenizer(VOCABULARY))
 
 
 def packed(rows: int, length: int, seed: int) -> Batch:
@@ -117,9 +118,8 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "device": "cpu",
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
-    options = TrainerOptions(
-        **{"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2, **changes}
-    )
+    options = {"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2, **changes}
+    options = TrainerOptions(**options)
     train, validation = random_split(40, 1), random_split(10, 2)
     curriculum = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"]).begin(
         train.words.astype(float) if parts["scores"] is None else parts["scores"],
@@ -133,19 +133,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     torch.manual_seed(0)
     model = tiny_model(parts["dropout"]).to(parts["device"])
     optimizer = parts["optimizer"](model.parameters())
-    return Trainer(
-        model,
-        parts["objective"],
-        optimizer,
-        parts["scheduler"](optimizer, curriculum.total_updates),
-        parts["precision"],
-        curriculum,
-        train,
-        validation,
-        LENGTH,
-        options,
-        directory,
-        parts["logger"],
-        identity=parts["identity"] or {},
-        should_stop=parts["should_stop"],
-    )
+    scheduler = parts["scheduler"](optimizer, curriculum.total_updates)
+    made = (model, parts["objective"], optimizer, scheduler, parts["precision"], curriculum, train, validation, LENGTH)
+    more = {"identity": parts["identity"] or {}, "should_stop": parts["should_stop"]}
+    return Trainer(*made, options, directory, parts["logger"], **more)

@@ -234,7 +234,7 @@ def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     """Every check, as it is made; writes the model card. Raises InputError: the corpus or the model cannot be read."""
     from transformers import AutoTokenizer
 
-    device = build.find_device(options)  # type: ignore[arg-type]
+    device = build.find_device(options)
     model, tokenizer, backend = load_model(run.folder, None, device)
     corpus = run.source.load()
     same = corpus.validation.fingerprint == run.result.hashes.get("validation")
@@ -293,4 +293,4 @@ def check_and_push(line: CommandLine) -> None:
 
 def main() -> None:
     """Entry point of `python -m babylm_train.preflight`; exit code 2 if a check failed."""
-    start(check_and_push, __doc__, Options, places="RUN")
+    start(check_and_push, __doc__, Options)

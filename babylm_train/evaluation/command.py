@@ -272,4 +272,4 @@ def evaluate_command(line: CommandLine) -> None:
 
 def main() -> None:
     """Entry point of `python -m babylm_train.evaluate`."""
-    start(evaluate_command, __doc__, Options, places="RUN")
+    start(evaluate_command, __doc__, Options)

@@ -79,7 +79,6 @@ class StudyLauncher(Launcher):
 
     def _job(self, study: Path, overrides: Sequence[str], number: int) -> Job:
         from babylm_train.config import config_hash
-        from babylm_train.run import find_run_directory
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
@@ -91,7 +90,6 @@ class StudyLauncher(Launcher):
             directory = study / str(config.hydra.sweep.subdir)
             config.hydra.overrides.task = words
         directory.mkdir(parents=True, exist_ok=True)
-        directory = find_run_directory(directory, digest)
         with open_dict(config):
             config.hydra.sweep.subdir = str(directory.relative_to(study))
         work, record = partial(run_under_hydra, config, self.hydra_context), partial(write_failure, config)
@@ -134,10 +132,10 @@ def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
 def write_failure(config: DictConfig, directory: Path, outcome: Outcome) -> None:
     """The result.json of a job that failed, and what else it may not have come to write."""
     from babylm_train.config import config_hash, saved_config
-    from babylm_train.run import Request, record_failure
+    from babylm_train.run import record_failure
 
-    request = Request(saved_config(config), [str(override) for override in config.hydra.overrides.task])
-    record_failure(directory, outcome, request, config_hash(config))
+    typed = [str(override) for override in config.hydra.overrides.task]
+    record_failure(directory, outcome, config_hash(config), saved_config(config), typed)
 
 
 def _train(config: DictConfig) -> float:

@@ -583,4 +583,4 @@ def report(line: CommandLine) -> None:
 
 def main() -> None:
     """Entry point of `python -m babylm_train.report`."""
-    start(report, __doc__ or "", Options, places="STUDY ...")
+    start(report, __doc__ or "", Options)

@@ -269,8 +269,8 @@ def plan_run(run: Run) -> Plan:
     )
     rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
     plan = make_plan(trainer.curriculum, rates, split.word_starts, size)
-    run.track.refuse(int(split.words.sum()), plan.words, plan.updates, run.outside)
-    return replace(plan, warnings=plan.warnings + run.track.warnings(plan.words))
+    run.parts.track.refuse(int(split.words.sum()), plan.words, plan.updates, run.outside)
+    return replace(plan, warnings=plan.warnings + run.parts.track.warnings(plan.words))
 
 
 @dataclass(frozen=True)

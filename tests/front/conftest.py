@@ -40,7 +40,7 @@ def refused(run, tmp_path) -> Callable[..., str]:
     """`refused(*arguments, code=2)`: the one line on standard error; nothing may have been written."""
 
     def call(*arguments: str, code: int = 2) -> str:
-        before = contents(tmp_path)
+        before = contents(tmp_path)  # lock files as well
         ended, out, err = run(*arguments)
         lines = [line for line in err.splitlines() if line.strip() and not line.startswith("WARNING: ")]
         assert (ended, len(lines)) == (code, 1), err + out
@@ -54,5 +54,4 @@ def refused(run, tmp_path) -> Callable[..., str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file and folder, lock files as well."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}

@@ -1,6 +1,5 @@
 """Bad input through the command line: one line that names the culprit, its exit code, nothing written."""
 
-import gzip
 import os
 import pickle
 from pathlib import Path
@@ -16,49 +15,38 @@ WORDS = Path(__file__).parents[1] / "words.tsv"  # a frequency list
 CONFIGURATIONS = {  # arguments: what the line names
     # names that do not exist, and the nearest that does
     "optimizer=sdg": "optimizer=sdg: no such option, did you mean sgd?",
-    "optimiser=sgd": "optimiser: no such key or group with these options, did you mean optimizer?",
-    "experiment=nothing": "experiment=nothing: no such option",
-    "--config-name nothing": "--config-name nothing",
+    "--config-name nothing": "nothing",
     "--config-dir nothing": "--config-dir nothing",
     "optimizer.lrr=1": "optimizer.lrr: no such key or group with these options, did you mean optimizer.lr?",
     "lr=1": "did you mean optimizer.lr?",
     "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
     "+traner.epochs=3": "traner: unknown key, did you mean trainer?",
     "+size.x=3": "size",
-    "tokenizer=pretrained tokenizer.vocab_size=300": "tokenizer.vocab_size: no such key",
     # types and ranges
     "optimizer.lr=abc": "optimizer.lr=abc",
-    "optimizer.lr=nan": "optimizer.lr=nan",
+    "optimizer.lr=nan": "optimizer: Invalid learning rate",
     "optimizer.betas=[0.9]": "optimizer.betas=[0.9]",
     "trainer.batch_size=0": "trainer.batch_size",
-    "trainer.batch_size=2147483648": "trainer.batch_size",
     "trainer.epochs=": "trainer.epochs",
     "trainer.early_stopping=3": "trainer.early_stopping",
     "trainer.deterministic=${seed}": "trainer.deterministic",
-    "trainer.no_decay=[bias,weights]": "trainer.no_decay",
-    "trainer.metric=pairs/all": "trainer.metric",
     "data.validation_share=nan": "data.validation_share",
-    "data.max_length=1": "data.max_length",
     "seed=99999999999999999999999": "seed",
     "study=../../x": "study",
     "-m job_timeout=abc": "job_timeout",
     "model.dropout=1.5": "model.dropout",
-    "curriculum.pacing=fast": "curriculum.pacing",
     "curriculum/schedule=linear curriculum.schedule.start_threshold=1.5": "curriculum.schedule.start_threshold",
-    "track.milestones=[2000,1000]": "track.milestones",
     # what is missing, or no value
-    "~study": "study",
+    "~study": "study is missing",
     "++data=3": "data=3",
     "data=text": "data.train is not set",
     "optimizer.lr=${optimizer.lr}": "optimizer.lr",
     "optimizer.lr=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     "hydra.run.dir=out/${seed": "hydra.run.dir",
     # what only the libraries know
-    "model.config.n_head=7": "model.config.n_head=7",
-    "model.config.activation_function=foo": "model: ",
+    "model.config.n_head=7": "model: ",
     "+model.config.vocab_size=10": "model.config.vocab_size is not free",
     "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder",
-    "model=deberta_nano objective=causal": "objective: CausalObjective",
     "~optimizer.fused ~optimizer.betas ~optimizer.eps optimizer._target_=torch.optim.Muon": "optimizer: Muon",
     "~optimizer.fused ~optimizer.betas ~optimizer.eps ~optimizer.weight_decay optimizer._target_=torch.optim.LBFGS": "optimizer",
     "trainer.device=meta": "trainer.device=meta",
@@ -66,28 +54,18 @@ CONFIGURATIONS = {  # arguments: what the line names
     # pairs of keys
     "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": "scheduler.warmup_steps",
     "scheduler.warmup_steps=99 trainer.max_steps=10": "scheduler.warmup_steps",
-    "curriculum.pacing=single_pass trainer.max_steps=5": "trainer.max_steps",
     "tokenizer.vocab_size=3": "tokenizer.vocab_size",
-    "tokenizer.vocab_size=99999999999": "tokenizer.vocab_size",
     "trainer.eval_pairs=corpus trainer.metric=pairs/al": "trainer.metric",
-    "track=strict_small track.corpus_words=100": "track=strict_small",
     "track=strict_small curriculum/schedule=linear curriculum/strategy=frequency curriculum.strategy.frequency_list=LIST": "track",
     "resume=nothing": "resume=nothing",
-    "resume=" + "क" * 100: "resume=",
     # a hand that slips
     "a=[1": "a: no such key",
-    "-m optimizer=adamw, adam": "optimizer=adamw,adam",
     "optimizer=adamw,adam": "add -m",
     "hydra/launcher=submitit_local": "add -m",
-    "--max_steps=2": "did you mean trainer.max_steps?",
-    "--learning_rate 3e-4": "optimizer.lr",
+    "--max_steps=2": "max_steps=value",
     "-m experiment=hpo hydra.sweeper.n_trails=3": "did you mean hydra.sweeper.n_trials?",
     "hydra.job.chdir=true": "hydra.job.chdir",
     "hydra.job_logging.handlers.console.class=logging.Nothing": "hydra.job_logging",
-    # keys of older tools
-    "curriculum.strategy.morphological_weight=0.5": "curriculum.strategy.morphological=0.5",
-    "trainer.use_amp=true": "precision=bf16",
-    "curriculum.schedule.num_epochs=5": "trainer.epochs",
 }  # fmt: skip
 
 
@@ -102,22 +80,15 @@ def test_configurations(refused, arguments):
 
 
 def text_file(folder: Path, name: str, content: bytes) -> list[str]:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    return [*(small for small in SMALL if "words" not in small), "data=text", f"data.train={path}"]
+    (folder / name).write_bytes(content)
+    return [*(small for small in SMALL if "words" not in small), "data=text", f"data.train={folder / name}"]
 
 
-SAME = "राम घर गया\nसीता वन गई\nमोहन शहर गया\n"
 CORPORA = {  # name: (content, what the line says of the place)
-    "empty.txt": (b"", "data.train holds no document"),
     "latin1.txt": ("राम\n".encode() + b"caf\xe9\n", "latin1.txt, line 2"),
-    "utf16.txt": (SAME.encode("utf-16"), "utf16.txt"),
     "one.txt": (b"one document\n", "data"),
     "escape.txt": (b"a \x1b[2J b\n" * 3, "data.train holds no document"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": "b"\n', "broken.jsonl"),
-    "none.parquet": (b"PAR1", "none.parquet"),
-    "हिन्दी पाठ/टूटी हुई.txt": (b"ok\n\xe0\xa4\n", "/हिन्दी पाठ/टूटी हुई.txt, line 2"),
 }
 
 
@@ -130,15 +101,10 @@ def test_corpora(refused, tmp_path, name):
 def test_files_that_are_none(refused, tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
-    (tmp_path / "loop.txt").symlink_to("loop.txt")
     (tmp_path / "folder.txt").mkdir()
     small = [small for small in SMALL if "words" not in small]
-    for name in ("pipe.txt", "zero.txt", "loop.txt", "folder.txt", f"{'क' * 100}.txt"):
-        line = refused(*small, "data=text", f"data.train={name}")
-        assert "data.train" in line
-        assert name in line or "too long" in line
-    good = text_file(tmp_path, "good.txt", SAME.encode())
-    assert "data.validation" in refused(*good, "data.validation=none.txt")
+    for name in ("pipe.txt", "zero.txt", "folder.txt", f"{'क' * 100}.txt"):
+        assert "data.train" in refused(*small, "data=text", f"data.train={name}")
 
 
 class Touch:
@@ -152,9 +118,8 @@ def test_a_checkpoint_of_another_run_or_none_at_all(run, refused, tmp_path):
     assert run(*SMALL, "seed=1")[0] == 0
     (tmp_path / "out").rename(tmp_path / "other")
     assert "another corpus" in refused(*SMALL, "resume=other")
-    for content in (pickle.dumps(Touch()), b"PK", b""):
-        (tmp_path / "evil.pt").write_bytes(content)
-        assert "evil.pt" in refused(*SMALL, "resume=evil.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Touch()))
+    assert "evil.pt" in refused(*SMALL, "resume=evil.pt")
     torch.save({"state": Touch()}, tmp_path / "evil.pt")
     assert "evil.pt" in refused(*SMALL, "resume=evil.pt")
     assert not (tmp_path / "canary").exists()

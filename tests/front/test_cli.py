@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +17,7 @@ from forked import command
 
 from babylm_train import cli
 from babylm_train.command import read_command_line
-from babylm_train.config import Composer, check_command_line
+from babylm_train.config import check_command_line, open_conf, read_overrides
 
 ROOT = Path(__file__).parents[2]
 SMALL = [small for small in FORKED if not small.startswith(("hydra", "data.cache"))] + ["data.words=1500"]
@@ -27,44 +25,35 @@ LONG = [small for small in FORKED if "max_steps" not in small] + ["data.words=30
 
 VALUES = {  # as typed: as read; a list of values is a sweep
     "paths/corpus (1).txt": "paths/corpus (1).txt",
-    "paths/epoch=9-step=87.txt": "paths/epoch=9-step=87.txt",
     "brackets [v2]/*.txt": "brackets [v2]/*.txt",
-    "[v2]": ["v2"],
     "[a (1).txt,b.txt]": ["a (1).txt", "b.txt"],
     "हिन्दी पाठ/क (1).txt": "हिन्दी पाठ/क (1).txt",
     "[हिन्दी.txt, मराठी.txt]": ["हिन्दी.txt", "मराठी.txt"],
     "'हिन्दी, मराठी.txt'": "हिन्दी, मराठी.txt",
-    '"a,b.txt"': "a,b.txt",
     "it's/x.txt": "it's/x.txt",
-    'say "x".txt': 'say "x".txt',
     "a;b&c|d#e!f<g>@h+i:j%.txt": "a;b&c|d#e!f<g>@h+i:j%.txt",
-    "~/x.txt": "~/x.txt",
-    "back\\slash.txt": "back\\slash.txt",
     "[x": "[x",
     "": "",
     "null": None,
     "1e-3": 0.001,
-    "true": True,
     "${oc.env:HOME}/हिन्दी.txt": "${oc.env:HOME}/हिन्दी.txt",
 }
 SWEEPS = {
     "choice(हिन्दी.txt,मराठी.txt)": ["हिन्दी.txt", "मराठी.txt"],
     "'हिन्दी.txt','मराठी.txt'": ["हिन्दी.txt", "मराठी.txt"],
-    '"a,b",c': ["a,b", "c"],
     "[हिन्दी.txt],[मराठी.txt,x]": [["हिन्दी.txt"], ["मराठी.txt", "x"]],
     "corpus (1).txt,corpus (2).txt": ["corpus (1).txt", "corpus (2).txt"],
-    "range(1,3)": [1, 2],
     "1,two,3.5": [1, "two", 3.5],
 }
-FOLDERS = ["a [1]", "b,c", "घर का", "d'e", 'f"g', "f=g", "config dir (v2)", "r{s}", "$u", "v;w", "x:y", "50%", " lead"]
+FOLDERS = ["a [1],b", "घर का", "d'e", 'f"g', "f=g", "config dir (v2)", "r{s}", "$u;x:y"]
 
 
 @pytest.mark.parametrize("text", VALUES)
 def test_a_value_is_what_was_typed(text):
-    with Composer() as composer:
-        (override,) = composer.read_overrides([f"data.train={text}"])
+    with open_conf():
+        (override,) = read_overrides([f"data.train={text}"])
         assert override.value() == VALUES[text]
-        assert composer.read_overrides([str(override.input_line)])[0].value() == VALUES[text]  # as Hydra reads it again
+        assert read_overrides([str(override.input_line)])[0].value() == VALUES[text]  # as Hydra reads it again
 
 
 @pytest.mark.parametrize("text", SWEEPS)
@@ -98,13 +87,9 @@ def test_a_run_from_nothing_and_again(run, tmp_path):
     assert (result["status"], result["updates"]) == ("finished", 12)
     assert result["perplexity"] == pytest.approx(math.exp(result["val_loss"]))
     assert set(result["pairs"]) == {"all", "ergative", "gender", "number", "postposition", "word_order"}
-    written = (
-        "config.yaml metrics.jsonl timings.jsonl curves.png model/model.safetensors checkpoints/checkpoint_best.pt"
-    )
-    for name in written.split():
+    for name in ("config.yaml", "curves.png", "model/model.safetensors", "checkpoints/checkpoint_best.pt"):
         assert (tmp_path / "a" / name).stat().st_size > 0
-    for text in ("parameters", "tokens, ", "val_loss", "एक दिन"):
-        assert text in out
+    assert "एक दिन" in out
     last = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()][-1]
     assert last["val/loss"] == result["val_loss"]
     before = (tmp_path / "a/result.json").stat().st_mtime_ns
@@ -115,14 +100,6 @@ def test_a_run_from_nothing_and_again(run, tmp_path):
     assert code == 2
     assert "optimizer.momentum" in err
     assert (tmp_path / "a/result.json").stat().st_mtime_ns == before
-
-
-def test_pairs_that_do_not_fit_are_said_before_training_and_after_it(run):
-    code, out, err = run(*SMALL, "data.max_length=4", "trainer.eval_pairs=corpus", "hydra.run.dir=a")
-    assert code == 0
-    said = re.search(r"trainer.eval_pairs: (\d+) texts", err)
-    assert 0 < int(said[1]) <= 2000
-    assert f"{int(said[1]):,} texts of pairs" in out
 
 
 def test_a_sweep_shares_a_directory_without_collisions(run, tmp_path):
@@ -176,15 +153,15 @@ def test_a_second_ctrl_c_ends_at_once_and_a_deleted_directory_is_a_storage_error
     assert "Traceback" not in child.err
     child = command([*LONG, "hydra.run.dir=gone"], tmp_path, tmp_path / "said")
     wait_for(child, tmp_path / "gone/metrics.jsonl", 2)
-    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
-    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     assert child.wait(60) == 4, child.err
     assert len(child.err.splitlines()) == 1
 
 
 def test_a_signal_before_anything_has_begun(run, tmp_path, monkeypatch):
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
-        monkeypatch.setattr(cli, "_check_mode", lambda *_, number=number: os.kill(os.getpid(), number))
+        monkeypatch.setattr(cli.checks, "read_overrides", lambda _, number=number: os.kill(os.getpid(), number))
         ended, _, err = run(*SMALL, "hydra.run.dir=a")
         assert (ended, len(err.splitlines())) == (code, 1)
     assert list(tmp_path.iterdir()) == []
@@ -201,31 +178,3 @@ def test_help_says_every_group_and_needs_no_heavy_import():
     for group in groups - {"."}:
         assert group.startswith("hydra") or f"\n  {group} " in said, group
     assert said.endswith("[]\n")
-
-
-def test_the_version(run):
-    from babylm_train import __version__
-
-    assert run("--version")[1] == f"babylm_train {__version__}\n"
-
-
-def test_a_strategy_of_ones_own_as_contributing_shows_it(tmp_path, monkeypatch):
-    """The class, fragment and command of CONTRIBUTING.md, word for word."""
-    blocks = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf8").split("```")
-    code, fragment, typed = (
-        next(b for b in blocks if mark in b) for mark in ("CommaCurriculum(", "_target_: my_", "ALLOW_TARGETS=my")
-    )
-    (tmp_path / "my_curricula.py").write_text(code.removeprefix("python"), encoding="utf8")
-    (tmp_path / "my_conf/curriculum/strategy").mkdir(parents=True)
-    (tmp_path / "my_conf/curriculum/strategy/commas.yaml").write_text(fragment.removeprefix("yaml"), encoding="utf8")
-    words = shlex.split(typed.strip().splitlines()[-1])
-    given = words[words.index("babylm_train") + 1 :]
-    monkeypatch.syspath_prepend(str(tmp_path))
-    allowed = command(
-        [*given, *LONG, "trainer.max_steps=2"], tmp_path, tmp_path / "said", BABYLM_ALLOW_TARGETS="my_curricula"
-    )
-    assert allowed.wait(120) == 0, allowed.err
-    assert json.loads((tmp_path / "out/result.json").read_text())["exposures"]["hardest_decile"] is not None
-    refused = command([*given, *LONG], tmp_path, tmp_path / "said")
-    assert refused.wait(60) == 2
-    assert "curriculum.strategy._target_=my_curricula.CommaCurriculum" in refused.err

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,21 @@ def test_the_loop_asks_for_no_name():
     names = {p.stem for p in FRAGMENTS if len(p.parts) > 1} - {"default", "none", "full", "linear"}
     compared = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Compare)]
     assert not {c.value for n in compared for c in ast.walk(n) if isinstance(c, ast.Constant)} & names
+
+
+def test_readme_is_short_and_its_map_is_the_code():
+    text = (ROOT / "README.md").read_text(encoding="utf8")
+    assert len(text.splitlines()) <= 160
+    allowed: dict[str, set[str]] = {}
+    rooms = text.partition("\nbabylm_train/\n")[2].partition("```")[0]
+    for names, found in re.findall(r"^  ([\w, ]+?)/?  .*?(?: <- (.*))?$", rooms, re.M):
+        for name in names.split(", "):
+            allowed[name] = {name, "errors", "files", "state", *filter(None, found.split(", "))}
+    inside = {module: path for module, path in MODULES.items() if not path.name.startswith("__")}
+    assert {module.split(".")[1] for module in inside} == set(allowed)
+    for module, path in inside.items():
+        rooms_imported = {name.split(".")[1] for name in imports(path) if name.startswith("babylm_train.")}
+        assert rooms_imported & set(allowed) <= allowed[module.split(".")[1]], path
 
 
 def test_no_function_is_long():

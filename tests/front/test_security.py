@@ -13,24 +13,16 @@ from babylm_train.errors import InputError
 FIRE = "touch canary"
 CALLS = {  # a callable that would fire the canary, or read or write what it should not, and its arguments
     "os.system": f"command:'{FIRE}'",
-    "subprocess.run": "args:[touch,canary]",
     "builtins.eval": '_args_:[\'open("canary","w")\']',
-    "pathlib.Path": "_args_:[canary]",
     "shutil.rmtree": "path:precious",
-    "importlib.import_module": "name:evil",
-    "hydra.utils.get_method": "path:os.system",
     "hydra.utils.instantiate": f"config:{{_target_:os.system,command:'{FIRE}'}}",
     "functools.partial": f"_args_:[{{_target_:hydra.utils.get_method,path:os.system}},'{FIRE}']",
     "torch.load": "f:evil.pt,weights_only:false",
-    "torch.optim.lr_scheduler.LambdaLR": "optimizer:x,lr_lambda:y",
     "torch.optim.adamw.AdamW": "lr:1",
     "torch.optim.os": "lr:1",
     "transformers.GPT2Config": "n_layer:1",
     "transformers.AutoModelForCausalLM.from_pretrained": "_args_:['.'],trust_remote_code:true",
-    "babylm_train.checkpoint.os.system": f"command:'{FIRE}'",
-    "babylm_train.metrics.write_text": "path:canary,text:x",
     "babylm_train.babylm.track.Track": "name:x",
-    "babylm_train.cli.main": "",
 }
 EVIL = f"_target_: os.system, command: {FIRE}"
 LOGGING = "{class: logging.FileHandler, filename: canary}"
@@ -38,48 +30,34 @@ FILES = {  # experiments somebody hands on: what the line names
     # code
     f"optimizer: {{{EVIL}}}": "optimizer._target_",
     f"trainer: {{no_decay: [{{{EVIL}}}]}}": "trainer.no_decay.0._target_",
-    f"data: {{x: [[{{{EVIL}}}]]}}": "data.x.0.0._target_",
     f"optimizer: {{x: {{_target_: torch.optim.AdamW, _args_: [{{{EVIL}}}]}}}}": "optimizer.x._args_.0._target_",
-    f"model: {{config: {{{EVIL}}}}}": "model.config._target_",
     f"mine: {{{EVIL}}}": "mine._target_",
     "study: os.system\noptimizer: {_target_: '${study}'}": "optimizer._target_",
     f"x: !!python/object/apply:os.system ['{FIRE}']": "experiment/x.yaml",
     f"hydra: {{callbacks: {{x: {{{EVIL}}}}}}}": "hydra.callbacks.x",
-    "hydra: {callbacks: {x: {_target_: hydra.experimental.callbacks.LogJobReturnCallback}}}": "hydra.callbacks.x",
     "hydra: {launcher: {_target_: os.system}}": "hydra.launcher",
-    "hydra: {sweeper: {_target_: os.system}}": "hydra.sweeper",
     f"hydra: {{hydra_logging: {{formatters: {{x: {{(): os.system, command: '{FIRE}'}}}}}}}}": "hydra.hydra_logging",
     "hydra: {job_logging: {handlers: {console: {stream: 'ext://evil.stream'}}}}": "hydra.job_logging",
     "hydra: {job: {env_set: {BABYLM_ALLOW_TARGETS: os}}}": "hydra.job.env_set",
-    "hydra: {job: {env_copy: [HOME]}}": "hydra.job.env_",
     "hydra: {launcher: {setup: [touch canary]}}": "hydra.launcher.setup",
-    "hydra: {launcher: {additional_parameters: {\"x\\ntouch canary\": 1}}}": "hydra.launcher.additional_parameters",
     "hydra: {launcher: {n_jobs: '2; touch canary'}}": "hydra.launcher.n_jobs",
     "hydra: {searchpath: ['pkg://evil']}": "hydra.searchpath",
     "hydra: {sweeper: {custom_search_space: evil.space}}": "hydra.sweeper.custom_search_space",
     # files
     f"hydra: {{job_logging: {{handlers: {{x: {LOGGING}}}}}}}": "hydra.job_logging",
     f"optimizer: {{foreach: {LOGGING}}}\nhydra: {{job_logging: {{handlers: {{console: '${{optimizer.foreach}}'}}}}}}": "hydra.job_",
-    f"optimizer: {{foreach: {LOGGING}}}\nhydra: {{job_logging: '${{optimizer.foreach}}'}}": "hydra.job_logging",
     "hydra: {run: {dir: elsewhere}}": "hydra.run.dir",
-    "hydra: {sweep: {dir: elsewhere}}": "hydra.sweep.dir",
     "hydra: {sweep: {subdir: ../../elsewhere}}": "hydra.sweep.subdir",
-    "hydra: {output_subdir: ../../elsewhere}": "hydra.output_subdir",
     "hydra: {job: {chdir: true}}": "hydra.job.chdir",
     "hydra: {sweeper: {storage: 'sqlite:///elsewhere.db'}}": "hydra.sweeper.storage",
-    "hydra: {sweeper: '${optimizer}'}": "experiment",
     "hydra: {mode: MULTIRUN, sweeper: {params: {hydra.run.dir: 'a,b'}}}": "hydra.run.dir",
     "hydra: {mode: MULTIRUN, sweeper: {params: {++hydra.verbose: 'true,false'}}}": "hydra.sweeper.params.++hydra.verbose",
-    "hydra: {mode: MULTIRUN, sweeper: {params: {hydra/job_logging: 'default,none'}}}": "hydra.job_logging",
     "hydra: {mode: MULTIRUN, sweeper: {params: {data.cache_dir: '/elsewhere,elsewhere'}}}": "data.cache_dir",
     "hydra: {overrides: {task: [data.cache_dir=elsewhere]}}": "hydra.overrides",
-    "hydra: {overrides: {hydra: [hydra.run.dir=elsewhere]}}": "hydra.overrides",
     "defaults: [{override /hydra/hydra_logging: theirs}]": "hydra.hydra_logging",
-    "data: {cache_dir: elsewhere}": "data.cache_dir",
     "data: {cache_dir: multirun_outputs/../elsewhere}": "data.cache_dir",
     "data: {cache_dir: '${oc.env:HOME}'}": "data.cache_dir",
     "study: ../../elsewhere": "study",
-    "study: '${oc.env:HOME}'": "study",
 }  # fmt: skip
 FINE = [  # what such a file may say
     "optimizer: {lr: 0.002}",
@@ -115,8 +93,8 @@ def test_no_target_but_those_offered(hostile, target):
 @pytest.mark.parametrize("text", FILES)
 def test_an_experiment_from_a_stranger(hostile, text):
     (hostile / "theirs/experiment/x.yaml").write_text(f"# @package _global_\n{text}\n")
-    given = ["experiment=x"] + ["hydra/launcher=submitit_slurm"] * ("setup" in text or "additional" in text)
-    given += ["hydra/sweeper=optuna"] * any(word in text for word in ("custom", "storage", "study_name"))
+    given = ["experiment=x"] + ["hydra/launcher=submitit_slurm"] * ("setup" in text)
+    given += ["hydra/sweeper=optuna"] * any(word in text for word in ("custom", "storage"))
     with pytest.raises(InputError) as refused:
         _ = [build_parts(config) for config in check_command_line(given, config_dir="theirs")]
     assert FILES[text] in str(refused.value)
@@ -153,10 +131,6 @@ def test_other_ways_for_a_file_to_come_in(hostile, monkeypatch, capsys):
         assert (end.value.code, len(said.splitlines())) == (2, 1), said
 
 
-def test_what_its_user_types_may_steer_other_programs(hostile):
-    check_command_line(["+hydra.job.env_set.OMP_NUM_THREADS='2'", "hydra.run.dir=/elsewhere"])
-
-
 def test_a_secret_of_the_environment_is_in_no_file(tmp_path):
     """A path may come from a variable; the run's name, files, checkpoints and mirrors do not show it."""
     secret = "hunter2secret"
@@ -175,14 +149,3 @@ def test_a_secret_of_the_environment_is_in_no_file(tmp_path):
     files = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(tmp_path / "data")]
     assert len(files) > 12
     assert [p for p in files if secret.encode() in p.read_bytes() or secret in str(p.relative_to(tmp_path))] == []
-
-
-def test_what_a_model_says_moves_no_cursor():
-    """A byte tokenizer, untrained weights: samples hold whatever bytes come; on the terminal they are escaped."""
-    from babylm_train.evaluation.loss import PROMPTS
-    from babylm_train.run import show_result
-
-    names = ("val_loss", "perplexity", "bits_per_byte", "word_perplexity", "updates", "tokens", "words", "seconds")
-    shown = show_result({**dict.fromkeys(names, 1), "samples": ["\x1b]0;title\x07 राम \x9b2J\r"] * len(PROMPTS)})
-    assert all(line.isprintable() for line in shown.splitlines())
-    assert "राम" in shown
