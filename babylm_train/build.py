@@ -27,14 +27,12 @@ from babylm_train.data.corpus import Corpus, describe
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
-from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, nearest
+from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, nearest, one_line
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.files import read
 from babylm_train.model.build import count_parameters, is_encoder
 from babylm_train.optim import group_parameters, set_decay_horizon
 from babylm_train.trainer import Trainer
-
-log = logging.getLogger(__name__)
 
 
 @arguments()
@@ -82,17 +80,13 @@ def build_parts(config: DictConfig) -> Parts:
         if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
             raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
     values["decay_horizon"] = values["optimizer"].pop("decay_horizon", None)  # of no torch class: see _build_optimizer
-    parts: Parts = _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "")
-    return parts
+    return _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "")
 
 
 def _instantiate(node: Any, at: str) -> Any:
-    """What a node of the configuration describes: values, or what its `_target_` makes of them."""
     if isinstance(node, list):
         return [_instantiate(value, f"{at}[{i}]") for i, value in enumerate(node)]
     if not isinstance(node, dict):
-        if node == "???":
-            raise InputError(f"{at} is not set: give {at}=...")
         return node
     given = {str(k): _instantiate(v, f"{at}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
     if "_target_" not in node:
@@ -100,7 +94,7 @@ def _instantiate(node: Any, at: str) -> Any:
     try:
         target = get_object(node["_target_"])
     except ImportError as error:
-        raise InputError(f"{at}._target_={node['_target_']} does not exist: {checks.first_line(error)}") from error
+        raise InputError(f"{at}._target_={node['_target_']} does not exist: {one_line(error)[:300]}") from error
     return _call(target, given, at, node.get("_partial_", False))
 
 
@@ -129,26 +123,23 @@ def name_errors(group: str) -> Iterator[None]:
     except ValidationError as error:
         raise InputError(explain_invalid(error, group)) from error
     except (TypeError, ValueError, LookupError, ZeroDivisionError, RuntimeError, OmegaConfBaseException) as error:
-        raise InputError(f"{group}: {checks.first_line(error)}") from error
+        raise InputError(f"{group}: {one_line(error)[:300]}") from error
 
 
 def rehearse(parts: Parts) -> None:
-    """Calls what is partial before any data is read, on a model of eight words whose parameters hold no values.
-
-    So what does not fit (sizes, an objective, a warmup, a device, a file of pairs) is an InputError within seconds.
-    """
+    """Calls what is partial before data is read, on a model without values: so what does not fit is refused early."""
     if parts.trainer.device != "auto":  # which is left to the job, whose GPU may be another
         find_device(parts.trainer)
     with name_errors("model"), torch.device("meta"):
         model = parts.model(tokenizer=_Tokenizer(range(8)), max_length=4)
-    objective, name = parts.objective, type(parts.objective).__name__
-    if "mntp" in objective.backends:
+    needs_encoder, kind = parts.objective.encoder, type(parts.objective).__name__
+    if "mntp" in parts.objective.backends:
         from babylm_train.model.export import BOTH_WAYS
 
         if type(model).__name__ not in BOTH_WAYS:
-            raise InputError(f"objective: {name} works with {', '.join(BOTH_WAYS)}")
-    if objective.encoder != is_encoder(model):
-        raise InputError(f"objective: {name} needs {'an encoder' if objective.encoder else 'a decoder'} as model")
+            raise InputError(f"objective: {kind} works with {', '.join(BOTH_WAYS)}")
+    if needs_encoder != is_encoder(model):
+        raise InputError(f"objective: {kind} needs {'an encoder' if needs_encoder else 'a decoder'} as model")
     with name_errors("optimizer"):
         groups = group_parameters(model, 0.0, parts.trainer.no_decay)
         for group in groups:
@@ -177,15 +168,12 @@ def find_device(options: Any) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # what says `cuda` alone means this one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"trainer.device={options.device}: not available ({checks.first_line(error)})") from error
+        raise InputError(f"trainer.device={options.device}: not available ({one_line(error)[:300]})") from error
     return device
 
 
 def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: Any) -> Run:
-    """Reads the data and builds the run of a composed `config`; nothing is written to its `directory` here.
-
-    `should_stop` is asked after each update. Raises InputError and OutOfMemory.
-    """
+    """Reads the data and builds the run of a composed `config`; writes nothing to its `directory`."""
     corpus, tokenizer, train, validation = _read(parts)
     options, source = parts.trainer, parts.data
     curriculum = parts.curriculum.begin(
@@ -234,7 +222,6 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
 
 
 def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
-    """Corpus, tokenizer, and the tokens of both splits; says what they are."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     source = parts.data
@@ -248,7 +235,6 @@ def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
 
 
 def _build_model(parts: Parts, tokenizer: Any) -> Any:
-    """The model with freshly drawn weights, on its device."""
     device = find_device(parts.trainer)
     with name_errors("model"), memory_errors("the model does not fit"):
         model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length).to(device)
@@ -271,7 +257,6 @@ def _build_optimizer(parts: Parts, model: Any, curriculum: CurriculumTrainingMan
 
 
 def _build_milestones(parts: Parts, folder: Path, model: Any, tokenizer: Any, validation: TokenizedSplit) -> Any:
-    """Exports at the track's marks; None where it has none."""
     if not parts.track.milestones:
         return None
     from babylm_train.babylm.milestones import Milestones, beginning
@@ -282,7 +267,6 @@ def _build_milestones(parts: Parts, folder: Path, model: Any, tokenizer: Any, va
 
 
 def _build_pairs(parts: Parts, corpus: Corpus, model: Any, tokenizer: Any) -> Callable[[], dict[str, float]]:
-    """What scores the minimal pairs of trainer.eval_pairs; nothing where there are none."""
     options, backend = parts.trainer, parts.objective.backends[0]
     if options.eval_pairs is None:
         return dict
@@ -295,7 +279,7 @@ def _build_pairs(parts: Parts, corpus: Corpus, model: Any, tokenizer: Any) -> Ca
     if options.metric not in allowed:
         raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
     if cut := texts_cut(tokenizer, pairs, backend):
-        log.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
+        logging.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
     return partial(score_pairs, model, tokenizer, pairs, backend=backend)
 
 

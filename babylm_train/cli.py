@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -23,9 +23,6 @@ from babylm_train import config as checks
 from babylm_train.command import read_command_line
 from babylm_train.errors import InputError, Interrupted, RunError, StorageError, fail, one_line, watch_signals
 from babylm_train.files import read
-
-if TYPE_CHECKING:
-    from babylm_train.build import Parts
 
 MULTIRUN = {"--multirun", "-m"}
 PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}  # Hydra's own
@@ -49,7 +46,7 @@ def main() -> None:
     except RunError as error:
         fail(error)
     except (HydraException, OmegaConfBaseException) as error:
-        fail(InputError(checks.first_line(error)))
+        fail(InputError(one_line(error)[:300]))
     except OSError as error:  # of a study's folder
         fail(StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}"))
     except KeyboardInterrupt:
@@ -63,7 +60,7 @@ def _show_page(_: DictConfig) -> None:
 
 def _start(arguments: list[str]) -> None:
     """Composes what was typed, builds what needs no data, and runs it."""
-    from babylm_train.build import build_parts, name_errors, rehearse
+    from babylm_train.build import build_parts, rehearse
 
     line = read_command_line([a for a in arguments if a not in MULTIRUN], overrides=True)
     with checks.open_conf(line.config_name, line.config_dir):
@@ -73,14 +70,13 @@ def _start(arguments: list[str]) -> None:
         for override in () if is_sweep else overrides:
             if override.is_sweep_override() or override.key_or_group.startswith(ONLY_SWEEPS):
                 raise InputError(f"{override.input_line}: for a sweep, add -m; a comma in a value: key=\"'a,b'\"")
-        with name_errors("hydra.job_logging"):
-            configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
+        configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
         parts = [build_parts(config) for config in configs]
         for part in parts:
             rehearse(part)
         if is_sweep:
-            words, running = [str(override.input_line) for override in overrides], GlobalHydra.instance().hydra
-            assert running is not None
+            words = [str(override.input_line) for override in overrides]
+            running: Any = GlobalHydra.instance().hydra
             _sweep(configs[0], lambda more: running.multirun(line.config_name, _run_task, words + more))
         else:
             HydraConfig.instance().set_config(configs[0])
@@ -111,7 +107,7 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
         sys.exit(StudyLauncher.exit_codes[0])
 
 
-def _run_task(config: DictConfig, directory: Path | None = None, parts: Parts | None = None) -> float:
+def _run_task(config: DictConfig, directory: Path | None = None, parts: Any = None) -> float:
     """A run, or a job of one of Hydra's own launchers; ends the process if it fails."""
     directory = directory or Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -125,7 +121,7 @@ def _run_task(config: DictConfig, directory: Path | None = None, parts: Parts | 
         fail(error)
 
 
-def run_job(config: DictConfig, directory: Path, parts: Parts | None = None) -> float:
+def run_job(config: DictConfig, directory: Path, parts: Any = None) -> float:
     """Trains what a checked `config` describes in `directory`, or goes on with it; returns the validation loss."""
     from babylm_train import build
     from babylm_train.run import lock_run, show_result, train_to_end

@@ -26,10 +26,9 @@ class CommandLine:
 
 
 def read_command_line(arguments: Sequence[str], options: Any = None, *, overrides: bool = False) -> CommandLine:
-    """Takes the arguments of a command apart. Raises InputError: an unknown key or flag, a value of another type.
+    """Takes a command's words apart: fields of the dataclass `options`, and places or, with `overrides`, a run's keys.
 
-    options: a dataclass, of whose fields `key=value` may be given. overrides: all other words are a run's overrides,
-    and Hydra's --config-dir and --config-name are taken; else words without `=` are places.
+    Raises InputError: an unknown key or flag, a value of another type.
     """
     known = {field.name for field in fields(options)} if options else set()
     own: dict[str, str | None] = {}

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
-from babylm_train.errors import InputError, nearest
+from babylm_train.errors import InputError, nearest, one_line
 
 CONF = next(folder / "conf" for folder in Path(__file__).parents if (folder / "conf").is_dir())  # packaged, or beside
 OUTPUTS = Path("multirun_outputs")
@@ -42,9 +42,7 @@ EXTRA = "BABYLM_ALLOW_TARGETS"  # packages of a user's own classes, comma-separa
 FOREIGN = r"mode|sweeper\.(params\.(?![+~]*hydra\b).*|n_trials|direction|sampler\.seed)"
 RESOURCES = r"launcher\.(n_jobs|timeout_min|(cpus|gpus)_per_(task|node)|nodes|mem_gb|array_parallelism|max_num_timeout)"
 COMPOSED = ("overrides.", "runtime.", "job.override_dirname", "job.config_name")  # what Hydra itself writes there
-
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)  # ValueError: `group=3`
-
 FREE = ("study", "resume", "logger", "job_timeout", "zip")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
@@ -58,15 +56,13 @@ def open_conf(name: str = "config", folder: str | None = None) -> Iterator[None]
     try:  # Hydra imports the packages that a primary configuration's searchpath names, before anyone can look
         found = OmegaConf.select(OmegaConf.load(primary), "hydra.searchpath") if primary.is_file() else None
     except COMPOSING as error:
-        raise InputError(f"{primary}: {first_line(error)}") from error
+        raise InputError(f"{primary}: {one_line(error)[:300]}") from error
     if found is not None:
         raise InputError(f"{primary}: hydra.searchpath has to be on the command line")
-    register_resolvers()
     version.setbase("1.3")
     search_path, before = create_config_search_path(str(CONF)), GlobalHydra.instance().hydra
     if folder is not None:
-        anchor = SearchPathQuery(provider="schema")
-        search_path.prepend("command-line", f"file://{os.path.abspath(folder)}", anchor)
+        search_path.prepend("typed", f"file://{os.path.abspath(folder)}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("babylm_train", search_path)
     try:
@@ -115,7 +111,7 @@ def compose_each(name: str, overrides: list[Override], folder: str | None) -> li
         try:
             check_targets(plain(config) | {"hydra": OmegaConf.to_container(config.hydra, resolve=False)})
         except OmegaConfBaseException as error:
-            raise InputError(first_line(error)) from error
+            raise InputError(one_line(error)[:300]) from error
         if config.hydra.job.chdir:
             raise InputError("hydra.job.chdir=true: paths are those of the folder you start in; leave it out")
     if folder is not None or "hydra.searchpath" in typed:
@@ -155,17 +151,10 @@ def _check_foreign(configs: list[DictConfig], overrides: list[Override], typed: 
             raise InputError(f"data.cache_dir={cache} is outside {OUTPUTS}: it has to be on the command line")
 
 
-def register_resolvers() -> None:
-    """Makes `${run_name:}` known to OmegaConf."""
-    OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)
-
-
-def check_command_line(
-    arguments: Sequence[str], config_name: str = "config", config_dir: str | None = None
-) -> list[DictConfig]:
+def check_command_line(arguments: Sequence[str], name: str = "config", folder: str | None = None) -> list[DictConfig]:
     """What a command line composes, see compose_each."""
-    with open_conf(config_name, config_dir):
-        return compose_each(config_name, read_overrides(arguments), config_dir)
+    with open_conf(name, folder):
+        return compose_each(name, read_overrides(arguments), folder)
 
 
 def spread(overrides: list[Override]) -> list[list[str]]:
@@ -182,7 +171,6 @@ def spread(overrides: list[Override]) -> list[list[str]]:
 
 
 def _explain(error: Exception, name: str, overrides: list[str]) -> str:
-    """One line on why `overrides` compose nothing, with the nearest option or key that there is."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option}: no such option{nearest(option, error.options)} ({', '.join(error.options)})"
@@ -191,13 +179,7 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
         made = compose(name, groups, return_hydra_config=True)
         known = {*_leaves_of(made), *map(str, made.hydra.runtime.choices)} - {found[1]}
         return f"{found[1]}: no such key or group with these options{nearest(found[1], sorted(known))}"
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library's says first, with the line below it, which often names the place."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    return one_line(error)[:300]
 
 
 def check_targets(node: Any, at: str = "") -> None:
@@ -210,7 +192,6 @@ def check_targets(node: Any, at: str = "") -> None:
 
 
 def _is_allowed(target: Any, group: str) -> bool:
-    """May a `_target_` below `group` name it?"""
     extra = tuple(f"{name.strip().rstrip('.')}." for name in os.environ.get(EXTRA, "").split(",") if name.strip())
     name, pattern = str(target), ALLOWED.get(group, r"\b\B")
     return name in _named_in_conf(group) or name.startswith(extra) or re.fullmatch(pattern, name) is not None
@@ -224,7 +205,7 @@ def _named_in_conf(group: str) -> frozenset[str]:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain types, resolved, without Hydra's own node."""
-    values: Any = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    values: Any = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
     return {str(key): value for key, value in values.items()}
 
 
@@ -256,15 +237,11 @@ def essential(values: dict[str, Any]) -> dict[str, Any]:
 
 def config_hash(config: DictConfig) -> str:
     """sha256 of the essential configuration, 64 hexadecimal digits."""
-    text = json.dumps(essential(plain(config)), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(essential(plain(config)), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def run_name(config: DictConfig) -> str:
-    """Directory name of a run: its overrides as readable ASCII, and a hash of its whole configuration.
-
-    The study is searched for the hash first, so a command in other words or another order finds its run again.
-    """
+    """Directory name of a run: its overrides in ASCII, and a hash of its configuration, by which it is found again."""
     digest = config_hash(config)[:8]
     for there in sorted(Path(config.hydra.sweep.dir).glob(f"*-{digest}")):
         return there.name
@@ -280,7 +257,6 @@ def run_name(config: DictConfig) -> str:
 
 
 def _leaves_of(config: DictConfig) -> dict[str, Any]:
-    """The values as `key.key: value`, interpolations as they are written."""
     return dict(_leaves(OmegaConf.to_container(config, resolve=False)))
 
 
@@ -290,3 +266,6 @@ def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{at}.{key}" if at else str(key))
     else:
         yield at, node
+
+
+OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)

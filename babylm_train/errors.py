@@ -24,9 +24,7 @@ def arguments(*, frozen: bool = True) -> Callable[[type[T]], type[T]]:
 
 
 class RunError(Exception):
-    """A failure whose message is one line for the user; `exit_code` is what the command line returns."""
-
-    exit_code = 1
+    exit_code = 1  # of the command line; the message is one line for the user
 
 
 class InputError(RunError):
@@ -114,15 +112,13 @@ def explain_invalid(error: ValidationError, at: str = "") -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean NAME?` where something known is near: the same last part, or similar letters."""
     names = list(known)
-    close = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = close or difflib.get_close_matches(name, names, 1, 0.5)
+    same = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = same or difflib.get_close_matches(name, names, 1, 0.5)
     return f", did you mean {close[0]}?" if close else ""
 
 
 @contextlib.contextmanager
-def handle_signals(
-    handler: Callable[[int, Any], object] | signal.Handlers, signals: Iterable[int] = SIGNALS
-) -> Iterator[None]:
+def handle_signals(handler: Any, signals: Iterable[int] = SIGNALS) -> Iterator[None]:
     """Meanwhile `signals` are handled by `handler`. Outside the main thread: nothing changes."""
     main = threading.current_thread() is threading.main_thread()
     before: dict[int, Any] = {number: signal.signal(number, handler) for number in signals if main}

@@ -35,15 +35,14 @@ def storage_errors(path: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yields a name to write a file or a folder under; at the end it is synced and renamed to `path`.
+    """Yields a name to write a file or a folder under, which at the end is synced and renamed to `path`.
 
-    So a kill at any moment leaves the old content or the new one. Raises StorageError: the folder is read-only, full or
-    gone; a run whose directory was deleted is not to make another one.
+    A kill at any moment leaves the old content or the new one. Raises StorageError: no room, no right, no such folder.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
-            path.parent.stat()  # raises where it is gone
+            path.parent.stat()  # a run whose directory was deleted is not to make another one
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
                 _remove(left)
             yield aside
@@ -84,7 +83,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """See write_bytes."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -106,10 +104,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read(path: Path, kind: type[T] | Any) -> T:
-    """What a .json or .yaml file holds, as a `kind`: a type, dataclass or pydantic model that it must fit.
-
-    Raises InputError: missing, damaged, or something else; one line that names the file.
-    """
+    """What a .json or .yaml file holds, as a `kind`: a type, dataclass or pydantic model. Raises InputError: unfit."""
     try:
         text = _read_text(path, "strict")
         value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
@@ -126,8 +121,7 @@ def read_lines(path: Path, kind: type[T] | Any) -> list[T]:
             values[f"line {number}"] = json.loads(line)
         except DAMAGE as error:
             raise InputError(f"{path}, line {number} is damaged: {printable(error)[:200]}") from error
-    found: dict[str, T] = check_record(values, dict[str, kind], str(path))  # type: ignore[valid-type]
-    return list(found.values())
+    return list(check_record(values, dict[str, kind], str(path)).values())  # type: ignore[valid-type]
 
 
 def _read_text(path: Path, errors: str) -> str:
@@ -161,10 +155,7 @@ def file_digest(path: Path) -> str:
 
 
 def cached(root: Path, kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder `root/kind-key`, built by `build(folder)` if it is missing or damaged; raises StorageError.
-
-    Built aside and renamed, under a lock. A manifest holds each file's sha256 and is verified at every opening.
-    """
+    """The folder `root/kind-key`; where it does not fit the hashes in its manifest, `build(folder)` makes it anew."""
     target = root / f"{kind}-{key}"
     if _intact(target):
         return target

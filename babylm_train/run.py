@@ -65,10 +65,7 @@ def write_request(directory: Path, config: str, overrides: list[str]) -> None:
 
 
 def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemption) -> dict[str, Any]:
-    """Trains `run` to its end and writes its result.json; returns what that holds. `config`: as write_request.
-
-    Raises InputError: `resume` names no checkpoint of this run, nothing was written; other RunErrors: checkpoints stay.
-    """
+    """Trains `run` to its end and writes its result.json; returns what that holds. For `config` see write_request."""
     trainer, directory = run.trainer, run.trainer.directory
     start = find_start(trainer, directory, run.parts.resume)
     plan = plan_run(run)
@@ -101,13 +98,11 @@ def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemp
 
 
 def find_start(trainer: Trainer, directory: Path, resume: str | None) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its content; None for a fresh start. Writes nothing.
+    """The checkpoint to go on from, and its content: the newest here that verifies, or what `resume` names; or None.
 
-    It is the newest here that verifies, or the one that `resume` names: from another run only until this one has
-    checkpoints of its own, from this run only until the command that took it back has saved again. Raises InputError.
+    `resume` counts from another run until this one has checkpoints, from this run until it has saved again.
     """
-    own = trainer.checkpoints.newest()
-    chosen = own
+    own = chosen = trainer.checkpoints.newest()
     if resume is not None and (own is None or own[1].get("resume") != resume):
         path = find_checkpoint(resume)
         named = (path, load(path)) if path.is_file() else Checkpoints(path, 1).newest()

@@ -121,9 +121,6 @@ def take_together(
 
 def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
     """A job in its own process: ends it with the exit code of how the run ended."""
-    from babylm_train.config import register_resolvers
-
-    register_resolvers()
     setup_globals()
     done = run_hydra_job(_train, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
     _ = done.return_value  # raises what the job did

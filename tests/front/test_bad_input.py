@@ -39,7 +39,7 @@ CONFIGURATIONS = {  # arguments: what the line names
     # what is missing, or no value
     "~study": "study is missing",
     "++data=3": "data=3",
-    "data=text": "data.train is not set",
+    "data=text": "data.train",
     "optimizer.lr=${optimizer.lr}": "optimizer.lr",
     "optimizer.lr=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     "hydra.run.dir=out/${seed": "hydra.run.dir",
@@ -65,7 +65,6 @@ CONFIGURATIONS = {  # arguments: what the line names
     "--max_steps=2": "max_steps=value",
     "-m experiment=hpo hydra.sweeper.n_trails=3": "did you mean hydra.sweeper.n_trials?",
     "hydra.job.chdir=true": "hydra.job.chdir",
-    "hydra.job_logging.handlers.console.class=logging.Nothing": "hydra.job_logging",
 }  # fmt: skip
 
 

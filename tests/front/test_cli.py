@@ -69,7 +69,7 @@ def test_folders_of_any_name(tmp_path, monkeypatch):
         (tmp_path / name / "experiment").mkdir(parents=True)
         (tmp_path / name / "experiment/mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.002}\n")
         (tmp_path / name / "mine.yaml").write_text("defaults: [config, _self_]\noptimizer: {lr: 0.003}\n")
-        assert check_command_line(["experiment=mine"], config_dir=name)[0].optimizer.lr == 0.002
+        assert check_command_line(["experiment=mine"], folder=name)[0].optimizer.lr == 0.002
         (config,) = check_command_line([f"hydra.run.dir={name}"] if "," not in name else [], "mine", name)
         assert config.optimizer.lr == 0.003
 

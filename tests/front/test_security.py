@@ -96,14 +96,14 @@ def test_an_experiment_from_a_stranger(hostile, text):
     given = ["experiment=x"] + ["hydra/launcher=submitit_slurm"] * ("setup" in text)
     given += ["hydra/sweeper=optuna"] * any(word in text for word in ("custom", "storage"))
     with pytest.raises(InputError) as refused:
-        _ = [build_parts(config) for config in check_command_line(given, config_dir="theirs")]
+        _ = [build_parts(config) for config in check_command_line(given, folder="theirs")]
     assert FILES[text] in str(refused.value)
 
 
 @pytest.mark.parametrize("text", FINE)
 def test_an_experiment_may_set_its_groups_and_its_sweep(hostile, text):
     (hostile / "theirs/experiment/x.yaml").write_text(f"# @package _global_\n{text}\n")
-    for config in check_command_line(["experiment=x"], config_dir="theirs"):
+    for config in check_command_line(["experiment=x"], folder="theirs"):
         build_parts(config)
 
 

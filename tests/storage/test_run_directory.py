@@ -63,7 +63,6 @@ def write(name: str, data: bytes, unfinished: bool = False):
 
 DAMAGES = {
     "result.json": write("result.json", b'{"status": "finished", "config_hash": '),
-    "config.yaml": write("config.yaml", b"a: &a [x]\nb: *a\n"),
     "metrics.jsonl": write("metrics.jsonl", b"{]\n" * 2000, unfinished=True),
     "checkpoint_": damage_state(tokens="many"),
     "state.updates": damage_state(updates=5),
