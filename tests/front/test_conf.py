@@ -47,27 +47,10 @@ def test_every_fragment_is_built(workplace, monkeypatch):
             rehearse(parts)
 
 
-TRAINED = {
-    "data=hub": 1,
-    "tokenizer=pretrained ~tokenizer.vocab_size": 1,
-    "tokenizer=byte ~tokenizer.vocab_size": 1,
-    "experiment=smoke": 1,
-    "experiment=optimizers scale=nano seed=1 hydra.sweeper.params={optimizer:sgd,seed:1}": 1,
-    "experiment=hpo scale=nano hydra.sweeper.n_trials=2": 2,
-}
-
-
-@pytest.mark.parametrize("options", TRAINED)
-def test_what_else_there_is_trains_two_updates(options, run, workplace, monkeypatch):
+@pytest.mark.parametrize("option", ["data=hub", "tokenizer=pretrained", "experiment=smoke"])
+def test_what_else_there_is_trains_two_updates(option, run, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    given = options.split()
-    deleted = {word[1:] for word in given if word.startswith("~")}
-    words = [word for word in given if not word.startswith(("~", "seed"))] + NEEDS.get(given[0], [])
-    words += [
-        small for small in TINY if small.partition("=")[0] not in deleted | {word.partition("=")[0] for word in words}
-    ]
-    folder = f"out-{list(TRAINED).index(options)}"
-    code, _, err = run(*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+    words = [word for word in TINY if option != "tokenizer=pretrained" or "vocab_size" not in word]
+    code, _, err = run(option, *NEEDS.get(option, []), *words, f"hydra.run.dir=out-{option}")
     assert code == 0, err
-    results = [json.loads(path.read_text()) for path in (workplace / folder).rglob("result.json")]
-    assert [(result["status"], result["updates"]) for result in results] == [("finished", 2)] * TRAINED[options]
+    assert json.loads((workplace / f"out-{option}/result.json").read_text())["updates"] == 2

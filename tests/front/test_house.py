@@ -86,13 +86,6 @@ def test_every_leaf_is_an_argument_and_every_fragment_says_what_it_is():
             assert not unknown or "kwargs" in parameters, f"{path}: {node['_target_']} takes no {unknown}"
 
 
-def test_the_loop_asks_for_no_name():
-    text = (PACKAGE / "trainer.py").read_text(encoding="utf8")
-    names = {p.stem for p in FRAGMENTS if len(p.parts) > 1} - {"default", "none", "full", "linear"}
-    compared = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Compare)]
-    assert not {c.value for n in compared for c in ast.walk(n) if isinstance(c, ast.Constant)} & names
-
-
 def test_readme_is_short_and_its_map_is_the_code():
     text = (ROOT / "README.md").read_text(encoding="utf8")
     assert len(text.splitlines()) <= 160

