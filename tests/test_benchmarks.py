@@ -44,9 +44,3 @@ def test_arms_of_the_cpu_table(benchmarks):
         found = arm(documents, setting)
         assert found.tokens > 0
         assert found.memory > 0
-
-
-def test_a_rate_leaves_the_first_updates_out(benchmarks):
-    import arms
-
-    assert arms.rate([(10.0, 5), (12.0, 7), (13.0, 8), (14.0, 4)], warm=2) == (8 + 4) / 2.0
