@@ -99,7 +99,6 @@ def _instantiate(node: Any, at: str) -> Any:
 
 
 def _call(target: Any, given: dict[str, Any], at: str, is_partial: bool = False) -> Any:
-    """`target(**given)`, or that call with arguments to come; every mistake names its key."""
     dot = at + "." * bool(at)
     parameters = inspect.signature(target).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -109,8 +108,10 @@ def _call(target: Any, given: dict[str, Any], at: str, is_partial: bool = False)
         wanted = parameters[key].annotation if key in parameters else inspect.Parameter.empty
         is_plain = isinstance(value, int | float | str | list | None) and wanted is not inspect.Parameter.empty
         if is_plain and not hasattr(target, "__pydantic_validator__"):
-            with name_errors(dot + key):
+            try:
                 TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            except ValidationError as error:
+                raise InputError(f"{dot}{key}={value}: {error.errors()[0]['msg']}") from error
     with name_errors(at):
         return partial(target, **given) if is_partial else target(**given)
 

@@ -136,7 +136,6 @@ class Preemption:
         self.signal, self.training = 0, False
 
     def handle(self, number: int, _frame: object = None) -> None:
-        """Handles a signal. Raises PreemptedError, or KeyboardInterrupt after Ctrl-C: there is nothing to save."""
         again, self.signal = self.signal == number == signal.SIGINT, number
         if again or not self.training:
             if number == signal.SIGINT:

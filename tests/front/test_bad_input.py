@@ -22,7 +22,7 @@ CONFIGURATIONS = {  # arguments: what the line names
     "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
     "+traner.epochs=3": "traner: unknown key, did you mean trainer?",
     # types and ranges
-    "optimizer.lr=abc": "optimizer.lr",
+    "optimizer.lr=abc": "optimizer.lr=abc",
     "optimizer.lr=nan": "optimizer: Invalid learning rate",
     "trainer.batch_size=0": "trainer.batch_size",
     "trainer.early_stopping=3": "trainer.early_stopping",
