@@ -245,11 +245,18 @@ def _build_model(parts: Parts, tokenizer: Any) -> Any:
     return model
 
 
-def _build_optimizer(parts: Parts, model: Any, curriculum: CurriculumTrainingManager) -> Any:
+<<<<<<< HEAD
+def _build_optimizer(parts: Parts, model: Any, curriculum: Any) -> Any:
     """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default."""
     make, horizon = parts.optimizer, parts.decay_horizon
     declared = inspect.signature(make.func).parameters.get("weight_decay")
     decay = 1.0 if horizon else make.keywords.get("weight_decay", declared.default if declared else 0.0)
+=======
+def _build_optimizer(parts: Parts, model: Any) -> Any:
+    make = parts.optimizer
+    declared = inspect.signature(make.func).parameters.get("weight_decay")
+    decay = make.keywords.get("weight_decay", declared.default if declared else 0.0)  # its own, or torch's default
+>>>>>>> cda6704 (A saved run's corpus and objective are reopened without its other parts)
     with name_errors("optimizer"):
         optimizer = make(group_parameters(model, decay, parts.trainer.no_decay))
     if horizon:
@@ -290,5 +297,10 @@ def reopen(path: Path) -> tuple[list[Any], dict[str, Any]]:
     with name_errors(str(path)):
         values = checks.plain(config)
         checks.check_targets(values)
+<<<<<<< HEAD
         parts = [_instantiate(values.get(group, "???"), group) for group in ("data", "objective", "track")]
         return parts, checks.public(config)
+=======
+        source, objective = (_instantiate(values[group], group) for group in ("data", "objective"))
+        return source, objective, checks.public(config)
+>>>>>>> cda6704 (A saved run's corpus and objective are reopened without its other parts)

@@ -206,9 +206,17 @@ def _commit() -> str | None:
 
 
 def show_result(result: dict[str, Any]) -> str:
-    """The result as it is printed."""
     figures = ("perplexity", "bits_per_byte", "word_perplexity")
-    names = ("val_loss", *figures, *(f"pseudo_{name}" for name in figures), "raw_bits_per_byte", "updates", "tokens", "words", "seconds")
+    names = (
+        "val_loss",
+        *figures,
+        *(f"pseudo_{name}" for name in figures),
+        "raw_bits_per_byte",
+        "updates",
+        "tokens",
+        "words",
+        "seconds",
+    )
     values = {name: result[name] for name in names if name in result}
     lines = [f"  {name:<24}{value:{',' if isinstance(value, int) else ',.4f'}}" for name, value in values.items()]
     lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
