@@ -27,7 +27,7 @@ from babylm_train.data.corpus import Corpus, describe
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
-from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, nearest, one_line
+from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, one_line
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.files import read
 from babylm_train.model.build import count_parameters, is_encoder
@@ -104,7 +104,7 @@ def _call(target: Any, given: dict[str, Any], at: str, is_partial: bool = False)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key, value in given.items():
         if key not in parameters and not takes_any:
-            raise InputError(f"{dot}{key}: unknown key{nearest(dot + key, [dot + name for name in parameters])}")
+            raise InputError(f"{dot}{key}: unknown key{checks.suggest(dot + key, [dot + name for name in parameters])}")
         wanted = parameters[key].annotation if key in parameters else inspect.Parameter.empty
         is_plain = isinstance(value, int | float | str | list | None) and wanted is not inspect.Parameter.empty
         if is_plain and not hasattr(target, "__pydantic_validator__"):
@@ -245,18 +245,11 @@ def _build_model(parts: Parts, tokenizer: Any) -> Any:
     return model
 
 
-<<<<<<< HEAD
 def _build_optimizer(parts: Parts, model: Any, curriculum: Any) -> Any:
     """The optimizer of the model's parameter groups; without a weight_decay of its own it has torch's default."""
     make, horizon = parts.optimizer, parts.decay_horizon
     declared = inspect.signature(make.func).parameters.get("weight_decay")
     decay = 1.0 if horizon else make.keywords.get("weight_decay", declared.default if declared else 0.0)
-=======
-def _build_optimizer(parts: Parts, model: Any) -> Any:
-    make = parts.optimizer
-    declared = inspect.signature(make.func).parameters.get("weight_decay")
-    decay = make.keywords.get("weight_decay", declared.default if declared else 0.0)  # its own, or torch's default
->>>>>>> cda6704 (A saved run's corpus and objective are reopened without its other parts)
     with name_errors("optimizer"):
         optimizer = make(group_parameters(model, decay, parts.trainer.no_decay))
     if horizon:
@@ -297,10 +290,5 @@ def reopen(path: Path) -> tuple[list[Any], dict[str, Any]]:
     with name_errors(str(path)):
         values = checks.plain(config)
         checks.check_targets(values)
-<<<<<<< HEAD
         parts = [_instantiate(values.get(group, "???"), group) for group in ("data", "objective", "track")]
         return parts, checks.public(config)
-=======
-        source, objective = (_instantiate(values[group], group) for group in ("data", "objective"))
-        return source, objective, checks.public(config)
->>>>>>> cda6704 (A saved run's corpus and objective are reopened without its other parts)

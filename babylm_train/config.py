@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, Recu
 FREE = ("study", "resume", "logger", "job_timeout", "zip")  # top-level keys that do not change what a run computes
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
+OLDER = {  # keys of other tools, by their last part
+    "morphological_weight": "curriculum/strategy=combined curriculum.strategy.morphological=0.5",
+    "length_weight": "curriculum/strategy=combined curriculum.strategy.length=0.3",
+    "frequency_weight": "curriculum/strategy=combined curriculum.strategy.frequency=0.2",
+    "base_strategy": "curriculum/strategy=dynamic curriculum/strategy@curriculum.strategy.base=length",
+    "type": "group=option, such as optimizer=adamw",
+    "name": "group=option, such as scheduler=cosine",
+    "use_amp": "precision=bf16",
+    "fp16": "precision=fp16",
+    "bf16": "precision=bf16",
+    "num_epochs": "trainer.epochs=10",
+    "num_train_epochs": "trainer.epochs=10",
+    "learning_rate": "optimizer.lr=3e-4",
+    "output_dir": "hydra.run.dir=FOLDER",
+}
+
 
 @contextlib.contextmanager
 def open_conf(name: str = "config", folder: str | None = None) -> Iterator[None]:
@@ -75,7 +91,7 @@ def read_overrides(arguments: Sequence[str]) -> list[Override]:
     """What was typed, as Hydra's grammar reads it; text that it stumbles over is taken as if it stood in quotes."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # for glob(*)
     found = []
-    for argument in arguments:
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
         key, equals, value = argument.partition("=")
         value = re.sub(r"^choice\((.*)\)$", r"\1", value)  # the same sweep; Hydra loses the quotes inside a choice
         words = re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][,{}:'"]+""", _quote_word, value)
@@ -85,7 +101,8 @@ def read_overrides(arguments: Sequence[str]) -> list[Override]:
                 found += parser.parse_overrides([f"{key}{equals}{text}"])
                 break
         else:
-            raise InputError(f"{argument}: keys are given as key=value")
+            joined = f", and without a space: {before}{argument}" if before.endswith(",") else ""
+            raise InputError(f"{argument}: keys are given as key=value{joined}")
     return found
 
 
@@ -178,8 +195,14 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
         groups = [o for o in overrides if "." not in o.partition("=")[0] and not o.startswith(found[1])]
         made = compose(name, groups, return_hydra_config=True)
         known = {*_leaves_of(made), *map(str, made.hydra.runtime.choices)} - {found[1]}
-        return f"{found[1]}: no such key or group with these options{nearest(found[1], sorted(known))}"
+        return f"{found[1]}: no such key or group with these options{suggest(found[1], sorted(known))}"
     return one_line(error)[:300]
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """What to type for a key that does not exist, as the end of a message."""
+    other = OLDER.get(key.rpartition(".")[2])
+    return f"; here it is {other}" if other else nearest(key, known)
 
 
 def check_targets(node: Any, at: str = "") -> None:

@@ -166,7 +166,8 @@ def export(run: Run) -> dict[str, Any]:
     write_model(model, run.tokenizer, trainer.directory / "model", objective.backends, like=list(words))
     samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.parts.seed)
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
-    values |= {"likelihood": objective.likelihood, "milestones": {path.name: n for path, n in words.items()}}
+    values |= {"likelihood": objective.likelihood, "samples": samples}
+    values |= {"milestones": {path.name: n for path, n in words.items()}}
     if run.corpus.pairs:
         backend = objective.backends[0]
         values["pairs"] = score_pairs(model, run.tokenizer, run.corpus.pairs, backend=backend)

@@ -20,6 +20,9 @@ CONFIGURATIONS = {  # arguments: what the line names
     "optimizer.lrr=1": "optimizer.lrr: no such key or group with these options, did you mean optimizer.lr?",
     "lr=1": "did you mean optimizer.lr?",
     "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
+    "trainer.use_amp=true": "precision=bf16",
+    "curriculum.schedule.num_epochs=5": "trainer.epochs",
+    "-m optimizer=adamw, adam": "optimizer=adamw,adam",
     "+traner.epochs=3": "traner: unknown key, did you mean trainer?",
     # types and ranges
     "optimizer.lr=abc": "optimizer.lr=abc",
