@@ -54,11 +54,13 @@ def read_command_line(arguments: Sequence[str], options: Any = None, *, override
     return line
 
 
-def start(main: Callable[[CommandLine], None], page: str, options: type, *, overrides: bool = False) -> NoReturn:
+def start(main: Callable[[CommandLine], None], page: str, options: Any = None, *, overrides: bool = False) -> NoReturn:
     """Runs the command `main` and ends the process: for --help with `page`, for an error with one line and its code."""
     try:
         if {"--help", "-h"} & set(sys.argv):
-            shown = [f"  {f.name}={'null' if f.default is None else f.default}" for f in fields(options)]
+            shown = [
+                f"  {f.name}={'null' if f.default is None else f.default}" for f in (fields(options) if options else ())
+            ]
             print("\n".join([page.strip(), *(["\noptions and their defaults:", *shown] if shown else [])]))
         else:
             main(read_command_line(sys.argv[1:], options, overrides=overrides))

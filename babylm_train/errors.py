@@ -60,7 +60,7 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: object) -> str:
     """Its message without line breaks, nor anything that a terminal would obey."""
     return printable(" ".join(str(error).split()))
 

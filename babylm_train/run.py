@@ -6,7 +6,7 @@ import contextlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,11 +225,13 @@ def show_result(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
 
 
-def record_failure(directory: Path, outcome: Outcome, config_hash: str, *request: Any) -> None:
-    """result.json of a run that failed, unless another process has its directory; `request`: as write_request."""
+def record_failure(
+    directory: Path, outcome: Outcome, config_hash: str, config: str = "", overrides: Sequence[str] = ()
+) -> None:
+    """result.json of a run that failed, unless another process has its directory; for `config` see write_request."""
     known = {key: value for key, value in asdict(outcome).items() if key in ("status", "cause", "exit_code")}
     traceback = {"traceback": outcome.traceback} if outcome.traceback else {}
     with contextlib.suppress(InUse, StorageError), lock_run(directory):  # the disk may be what failed
-        if request and not (directory / "config.yaml").exists():  # it failed before it had begun
-            write_request(directory, *request)
+        if config and not (directory / "config.yaml").exists():  # it failed before it had begun
+            write_request(directory, config, list(overrides))
         write_json(directory / "result.json", {**known, "config_hash": config_hash, **traceback})

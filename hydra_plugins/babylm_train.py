@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra.plugins.launcher import Launcher
 
 
 class StudyLauncher(Launcher):
-    """Hands over to a launcher of ours, which is imported when a sweep begins: Hydra reads this file at every start."""
-
-    written_as: ClassVar[str] = "StudyLauncher"
+    """Hands over to ours of the same name, imported when a sweep begins: Hydra reads this file at every start."""
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters = parameters
@@ -20,7 +18,7 @@ class StudyLauncher(Launcher):
         """Called by Hydra, once a sweep."""
         from babylm_train.study import launcher
 
-        self.launcher = getattr(launcher, self.written_as)(**self.parameters)
+        self.launcher = getattr(launcher, type(self).__name__)(**self.parameters)
         self.launcher.setup(**given)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
@@ -31,16 +29,10 @@ class StudyLauncher(Launcher):
 class LocalLauncher(StudyLauncher):
     """`hydra/launcher=local`."""
 
-    written_as = "LocalLauncher"
-
 
 class SubmititLocalLauncher(StudyLauncher):
     """`hydra/launcher=submitit_local`."""
 
-    written_as = "SubmititLocalLauncher"
-
 
 class SubmititSlurmLauncher(StudyLauncher):
     """`hydra/launcher=submitit_slurm`."""
-
-    written_as = "SubmititSlurmLauncher"

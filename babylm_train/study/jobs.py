@@ -17,20 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from babylm_train.errors import (
-    SIGNALS,
-    InputError,
-    Interrupted,
-    PreemptedError,
-    RunError,
-    handle_signals,
-    one_line,
-    printable,
-)
+from babylm_train.errors import SIGNALS, InputError, Interrupted, PreemptedError, RunError, handle_signals, one_line
 from babylm_train.files import read
 
-STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory", 75: "preempted"}
-STATUS[130] = "preempted"
+STATUS = {1: "failed", 2: "bad_input", 3: "diverged", 4: "storage", 5: "out_of_memory"}
+STATUS |= {75: "preempted", 130: "preempted"}
 BUSY = 76  # exit code of a job's process that found another one in the job's directory
 GRACE = 30.0  # seconds a job has to save its state before it is killed
 LOG, LOCK = "run.log", ".lock"
@@ -61,10 +52,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """One run of a study. name: as it is shown; number: its place in the sweep. work: what its process does.
-
-    record: writes its failure down. timeout: seconds it may take; then it is asked to save, and killed after a while.
-    """
+    """One run of a study. work: what its process does; record: writes its failure down; timeout: in seconds."""
 
     name: str
     number: int
@@ -89,8 +77,6 @@ class Job:
 
     def is_locked(self) -> bool:
         """Is another process at it?"""
-        if not (self.directory / LOCK).exists():
-            return False
         try:
             with FileLock(self.directory / LOCK).acquire(timeout=0):
                 return False
@@ -107,11 +93,8 @@ def time_on_disk(directory: Path) -> int:
 class JobRunner:
     """Runs jobs on this machine, each in a process of its own, the next one as soon as a place is free.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and SIGINT are passed on to the jobs as SIGTERM; they then have `grace` seconds to save.
-
-    Args:
-        places: environment variables for the jobs, one dictionary a place. tell: is told each job's outcome.
-        since: outcomes of failed jobs after it count; they are another command's. grace: seconds.
+    places: environment variables of each. tell: is told each job's outcome. since: failures after it are another
+    command's and count. grace: seconds that jobs have to save when this process is asked to stop.
     """
 
     def __init__(
@@ -119,72 +102,57 @@ class JobRunner:
     ) -> None:
         self.places, self.tell, self.since, self.grace = places, tell, since, grace
         self.running: dict[int, _Running] = {}
-        self.asked = 0  # the signal that asked to stop
-        self.killed: list[str] = []  # jobs that did not save in time
+        self.asked, self.asked_again = 0, False  # the signal that asked to stop; a second Ctrl-C
         self.context = multiprocessing.get_context("forkserver")
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Runs all of `jobs`; those that another command is at are waited for, and run here if they did not end well.
 
-        Raises:
-            PreemptedError: this process was asked to stop; the running jobs have saved their states. Interrupted: the
-                same after Ctrl-C; a second one kills them.
+        Raises PreemptedError: stopped by a signal; Interrupted: by Ctrl-C, a second one kills the jobs.
         """
-        left, busy = iter(jobs), list[Job]()
         with handle_signals(self._ask, (*SIGNALS, signal.SIGINT)):
-            while True:
-                rest, busy = iter(busy), []
-                if not self.asked and self._fill_places(left, busy):
-                    self._fill_places(rest, busy)
-                busy += rest
-                if not self.running and (self.asked or not busy):
-                    break
+            left = list(jobs)
+            while self.running or (left and not self.asked):
+                left = [job for job in left if not self._take(job)]
                 connection.wait([running.process.sentinel for running in self.running.values()], timeout=0.5)
-                busy += self._collect()
+                left += self._collect()
         if self.asked:
-            lost = f"killed before they had saved: {', '.join(self.killed)}" if self.killed else ""
             kind = Interrupted if self.asked == signal.SIGINT else PreemptedError
-            raise kind(f"asked to stop: {lost or 'the running jobs have saved'}; the same command continues")
+            raise kind(f"asked to stop: jobs had {self.grace:g} s to save; the same command continues")
 
-    def _start_server(self) -> None:
-        """Signals often reach every process of a session: the one that jobs are forked from must not heed them."""
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counting GPUs otherwise spoils CUDA for forks
-        self.context.set_forkserver_preload(PRELOAD)
-        with handle_signals(signal.SIG_IGN, (*SIGNALS, signal.SIGINT)):
-            forkserver.ensure_running()
+    def _ask(self, number: int, _frame: object = None) -> None:
+        """Handles a signal."""
+        self.asked_again = self.asked == number == signal.SIGINT
+        self.asked = number
 
-    def _fill_places(self, jobs: Iterable[Job], busy: list[Job]) -> bool:
-        """Starts `jobs` in free places; True: there are no more of them. `busy` gets those that others are at."""
-        for place in (n for n in range(len(self.places)) if n not in self.running):
-            job = next((job for job in jobs if self._is_to_run(job, busy)), None)
-            if job is None:
-                return True
+    def _take(self, job: Job) -> bool:
+        """Tells its outcome, or starts it. False: there is no free place, or another command is at it."""
+        place = next((n for n in range(len(self.places)) if n not in self.running), None)
+        if self.asked or place is None:
+            return False
+        if (outcome := job.outcome(self.since)) is not None:
+            self.tell(job, outcome)
+        elif job.is_locked():
+            return False
+        else:
             job.directory.mkdir(parents=True, exist_ok=True)
-            self._start_server()
+            os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # counting GPUs else spoils CUDA for forks
+            self.context.set_forkserver_preload(PRELOAD)
+            with handle_signals(signal.SIG_IGN, (*SIGNALS, signal.SIGINT)):  # often sent to every process of a session
+                forkserver.ensure_running()
             environment = {**os.environ, **self.places[place]}  # the server's is of the moment it was started
             process = self.context.Process(target=_work, args=(job, os.getcwd(), environment, len(self.places)))
             process.start()
             self.running[place] = _Running(job, process, time.monotonic())
-        return False
-
-    def _is_to_run(self, job: Job, busy: list[Job]) -> bool:
-        if (outcome := job.outcome(self.since)) is not None:
-            self.tell(job, outcome)
-        elif job.is_locked():
-            busy.append(job)
-        else:
-            return True
-        return False
+        return True
 
     def _collect(self) -> list[Job]:
-        """Tells what became of the jobs that have ended, stops those that take too long; returns those of others."""
+        """Tells what became of the jobs that have ended, stops those that are to stop; returns those of others."""
         busy = []
         for place, running in list(self.running.items()):
             code = running.process.exitcode
             if code is None:
-                if self.asked:  # one that was just being started did not hear of it
-                    running.stop()
-                running.hurry(self.grace)
+                running.hurry(bool(self.asked), 0.0 if self.asked_again else self.grace)
                 continue
             del self.running[place]
             if code == BUSY:
@@ -195,22 +163,12 @@ class JobRunner:
                 running.job.record(running.job.directory, outcome)
             if outcome.status != "preempted" or not self.asked:
                 self.tell(running.job, outcome)
-            elif code < 0:
-                self.killed.append(running.job.name)
         return busy
-
-    def _ask(self, number: int, _frame: object = None) -> None:
-        """Handles a signal."""
-        for running in self.running.values():
-            if self.asked == number == signal.SIGINT:
-                running.process.kill()
-            running.stop()
-        self.asked = number
 
 
 @dataclass
 class _Running:
-    """A job's process. stopped: when it was asked to save and end (time.monotonic), 0: not yet."""
+    """A job's process. stopped: when it was asked to save and end (time.monotonic), 0: not yet; late: why."""
 
     job: Job
     process: Any
@@ -218,23 +176,19 @@ class _Running:
     stopped: float = 0.0
     late: bool = False
 
-    def stop(self) -> None:
-        if not self.stopped:
-            self.stopped = time.monotonic()
-            self.process.terminate()
-
-    def hurry(self, grace: float) -> None:
-        """Asks it to stop when its time is up, and kills it if it does not."""
+    def hurry(self, asked: bool, grace: float) -> None:
+        """Asks it to save where everything is to stop or its time is up; kills it `grace` seconds later."""
         now = time.monotonic()
-        if now - self.began > self.job.timeout and not self.stopped:
-            self.late = True
-            self.stop()
-        if self.stopped and now - self.stopped > grace:
+        late = now - self.began > self.job.timeout
+        if (asked or late) and not self.stopped:
+            self.late, self.stopped = late, now
+            self.process.terminate()
+        elif self.stopped and now - self.stopped > grace:
             self.process.kill()
 
     def outcome(self, since: int) -> Outcome:
         """What its result.json says if it finished, else what its exit code and the end of its log say."""
-        code, directory = self.process.exitcode, self.job.directory
+        code, path = self.process.exitcode, self.job.directory / LOG
         told = self.job.outcome(since)
         if told is not None and told.status == "finished":  # whatever it did after that
             return told
@@ -245,10 +199,10 @@ class _Running:
         if code < 0:
             hint = " (so does the kernel where memory runs out)" if code == -signal.SIGKILL else ""
             return Outcome("killed", f"killed by {signal.Signals(-code).name}{hint}", 1)
-        log = (directory / LOG).read_text(encoding="utf8", errors="replace") if (directory / LOG).exists() else ""
-        last = next((printable(line) for line in reversed(log.splitlines()) if line.strip()), "")
-        if code == 0 or code not in STATUS:
+        if code not in STATUS:
             return Outcome("exited", f"ended with exit code {code} and no result", code or 1)
+        log = path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
+        last = one_line(log.strip().rpartition("\n")[2])
         mark = log.rfind("Traceback (most recent call last)") if code == 1 else -1
         return Outcome(STATUS[code], last.removeprefix("error: "), code, traceback=log[mark:] if mark >= 0 else "")
 

@@ -15,16 +15,10 @@ from babylm_train.errors import InputError, InUse
 
 @contextlib.contextmanager
 def hold_search(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]:
-    """Holds the search in `directory` and says what is left of it.
+    """Holds the search in a study's directory; yields overrides for the sweeper: the trials left, the sampler's seed.
 
     A trial that was running when its command died is queued again with its values, so that its job resumes. The sampler
     is seeded by the trials there are: with one seed for every start it would draw the same values again.
-
-    Args:
-        directory: of the study. sweeper: Hydra's node of that name, with `storage`, `study_name` and `n_trials`.
-
-    Yields:
-        Overrides for the sweeper: the trials still to do, in all, and the sampler's seed.
 
     Raises:
         InUse: another command is at this search. InputError: it has no storage or name to go on from.
@@ -33,7 +27,7 @@ def hold_search(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]
     import optuna
     from optuna.trial import TrialState
 
-    name, storage = sweeper["study_name"], sweeper["storage"]
+    name, storage, total = sweeper["study_name"], sweeper["storage"], sweeper["n_trials"]
     if not name or not storage:
         raise InputError("hydra.sweeper.study_name and hydra.sweeper.storage must be set: experiment=hpo sets both")
     directory.mkdir(parents=True, exist_ok=True)
@@ -48,8 +42,7 @@ def hold_search(directory: Path, sweeper: dict[str, Any]) -> Iterator[list[str]]
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)
         done = len(study.get_trials(states=(TrialState.COMPLETE,)))
+        print(f"search: {done} of {total} trials done", flush=True)
         seed = sweeper["sampler"].get("seed")
-        print(f"search: {done} of {sweeper['n_trials']} trials done", flush=True)
-        yield [f"hydra.sweeper.n_trials={max(0, sweeper['n_trials'] - done)}"] + (
-            [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + done}"]
-        )
+        again = [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + done}"]
+        yield [f"hydra.sweeper.n_trials={max(0, total - done)}", *again]

@@ -1,7 +1,8 @@
-"""The statistics of a study: what a few seeds say about a mean and about a difference, and what they cannot say."""
+"""What a few seeds say about a mean and about a difference, and what they cannot say."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,15 +11,16 @@ from scipy import special, stats
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
-POWER = 0.8
 ROUNDING = 1e-12  # a spread below this share of the values is their rounding, not a spread
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A mean over seeds, in the unit of the values; NaN for whatever `n` values do not determine.
+class Estimate:
+    """A mean over `n` seeds, in the unit of the values; NaN for whatever so many values do not determine.
 
-    sd: with n - 1. low, high: a 95 % interval, from Student's t with n - 1 degrees of freedom.
+    sd: with n - 1. low, high: a 95 % interval, from Student's t with n - 1 degrees of freedom. Of a difference also p:
+    of the two-sided paired t test that it is 0, not adjusted; detectable: the smallest that this test finds with 80 %
+    power, if the spread is the one seen.
     """
 
     n: int
@@ -26,58 +28,61 @@ class Summary:
     sd: float = np.nan
     low: float = np.nan
     high: float = np.nan
-
-
-@dataclass(frozen=True)
-class Difference(Summary):
-    """A mean of paired differences, and the paired t test that it is 0.
-
-    effect: d_z, the mean over the standard deviation of the differences (Cohen 1988, section 2.3.5). p: two-sided,
-    not adjusted; NaN without a spread to test against.
-    """
-
-    effect: float = np.nan
     p: float = np.nan
+    detectable: float = np.nan
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean and standard deviation of what cannot be negative, and the interval of its geometric mean.
-
-    The interval is computed on the log scale, so that it stays above 0; NaN where a value is 0. NaN throughout where a
-    value is NaN or infinite.
-    """
-    data = np.asarray(values, float)
-    mean = float(data.mean()) if len(data) and np.isfinite(data).all() else np.nan
-    if len(data) < 2 or np.isnan(mean):
-        return Summary(len(data), mean)
-    sd = _spread(data, float(np.abs(data).max()))
-    if not sd:
-        return Summary(len(data), mean, 0.0, mean, mean)
-    if data.min() <= 0:
-        return Summary(len(data), mean, sd)
+def summarise(values: Sequence[float]) -> Estimate:
+    """Mean of what cannot be negative; the interval is that of the geometric mean, so that it stays above 0."""
+    found, data = _describe(values, values), np.asarray(values, float)
+    if not found.sd > 0 or data.min() <= 0:
+        return found
     logs = np.log(data)
     low, high = np.exp(stats.t.interval(CONFIDENCE, len(data) - 1, logs.mean(), stats.sem(logs)))
-    return Summary(len(data), mean, sd, float(low), float(high))
+    return Estimate(found.n, found.mean, found.sd, float(low), float(high))
 
 
-def compare_pairs(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """The differences `values` - `baseline`, one a seed, in one order. Raises ValueError: they differ in length."""
+def compare_pairs(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """The mean of `values` - `baseline`, one a seed, in one order."""
     a, b = np.asarray(values, float), np.asarray(baseline, float)
-    mean = float((a - b).mean()) if len(a) and np.isfinite([a, b]).all() else np.nan
-    if len(a) < 2 or np.isnan(mean):
-        return Difference(len(a), mean)
-    sd = _spread(a - b, float(max(np.abs(a).max(), np.abs(b).max())))
-    if not sd:
-        return Difference(len(a), mean, 0.0, mean, mean)
+    with np.errstate(invalid="ignore"):  # of two infinities
+        found = _describe(a - b, [*a, *b])
+    if not found.sd > 0:
+        return found
     test = stats.ttest_rel(a, b)
-    interval = test.confidence_interval(CONFIDENCE)
-    return Difference(len(a), mean, sd, float(interval.low), float(interval.high), mean / sd, float(test.pvalue))
+    low, high = test.confidence_interval(CONFIDENCE)
+    least = found.sd * detectable_effect(found.n)
+    return Estimate(found.n, found.mean, found.sd, float(low), float(high), float(test.pvalue), least)
 
 
-def _spread(data: np.ndarray, scale: float) -> float:
-    """Standard deviation with n - 1; 0 where it is only the rounding of numbers as large as `scale`."""
+def compare_ratios(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """The geometric mean of `values` / `baseline`, less 1: -0.1 is 10 % less; NaN where a value is not above 0."""
+    logs = [[math.log(value) if value > 0 else np.nan for value in side] for side in (values, baseline)]
+    found = compare_pairs(*logs)
+    with np.errstate(over="ignore"):
+        mean, low, high = (float(np.expm1(log)) for log in (found.mean, found.low, found.high))
+    return Estimate(found.n, mean, found.sd, low, high, found.p)
+
+
+def detectable_effect(n: int, alpha: float = ALPHA, power: float = 0.8) -> float:
+    """The smallest mean difference, in standard deviations, that a paired t test over `n` >= 2 seeds finds.
+
+    The statistic is noncentral t with noncentrality d sqrt(n) (Cohen 1988, section 2.5); the other tail is left out.
+    """
+    critical = stats.t.isf(alpha / 2, n - 1)
+    return float(special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n))
+
+
+def _describe(values: Sequence[float] | np.ndarray, scale: Sequence[float]) -> Estimate:
+    """Mean and spread; a spread that is but the rounding of numbers as large as `scale` is 0."""
+    data = np.asarray(values, float)
+    mean = float(data.mean()) if len(data) and np.isfinite(scale).all() else np.nan
+    if len(data) < 2 or np.isnan(mean):
+        return Estimate(len(data), mean)
     sd = float(data.std(ddof=1))
-    return sd if sd > ROUNDING * scale else 0.0
+    if sd <= ROUNDING * float(np.abs(scale).max()):
+        return Estimate(len(data), mean, 0.0, mean, mean)
+    return Estimate(len(data), mean, sd)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -89,15 +94,3 @@ def holm(p: Sequence[float]) -> list[float]:
     order = np.argsort(values)[: np.isfinite(values).sum()]  # NaN sorts last
     values[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
     return [float(value) for value in values]
-
-
-def detectable_effect(n: int, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest d_z that a two-sided paired t test over `n` seeds finds with probability `power`; NaN below 2 seeds.
-
-    The test statistic is noncentral t with n - 1 degrees of freedom and noncentrality d_z sqrt(n) (Cohen 1988, section
-    2.5); that it is significant in the wrong direction is left out, as it is far below any rounding here.
-    """
-    if n < 2:
-        return np.nan
-    critical = stats.t.isf(alpha / 2, n - 1)
-    return float(special.nctdtrinc(n - 1, 1 - power, critical) / np.sqrt(n))

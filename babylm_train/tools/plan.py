@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from babylm_train.command import CommandLine, start
 from babylm_train.errors import InputError, show_table
 from babylm_train.state import EpochSlice
 from babylm_train.throughput import Size, size_of
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch.optim.lr_scheduler import LRScheduler
 
     from babylm_train.build import Run
-    from babylm_train.command import CommandLine
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
 
 MAX_EXPOSURES = 20  # more often than this a document is learnt by heart rather than learnt from
@@ -36,8 +37,7 @@ MAX_FINAL_LR = 0.2  # share of the peak: a decay that ends higher was sized for 
 class Row:
     """One epoch. `documents` and `words` are admitted, `tokens` and `words_seen` are trained on.
 
-    difficulty: mean over the pool. learning_rate: of the first update. assumed: the threshold may be another one, it is
-    given as if no validation moved it.
+    difficulty: mean over the pool. learning_rate: of the first update. assumed: a validation may move the threshold.
     """
 
     epoch: int
@@ -56,7 +56,7 @@ class Row:
 class Exposure:
     """How often documents were begun: over all of them, and the mean of each tenth of the ranking, easiest first.
 
-    Tenths are None where there are fewer documents, or no ranking. `hardest_decile` is the tenth that is ranked last.
+    Tenths are None where there are fewer documents, or no ranking. `hardest_decile` is the last.
     """
 
     maximum: int
@@ -70,8 +70,8 @@ class Exposure:
 class Plan:
     """A run, epoch by epoch, and in all.
 
-    updates: what the rows add up to; planned_updates: what the LR schedule is sized for (more only under single_pass
-    with an adaptive threshold). peak_lr: the largest of any update; final_lr: after the last one.
+    planned_updates: what the LR schedule is sized for (more than `updates` only under single_pass with an adaptive
+    threshold). peak_lr: the largest of any update; final_lr: after the last one.
     """
 
     rows: list[Row]
@@ -82,17 +82,17 @@ class Plan:
     exposure: Exposure
     peak_lr: float
     final_lr: float
-    size: Size | None
+    size: Size
     warnings: tuple[str, ...] = ()
 
     @property
-    def flops(self) -> int | None:
-        """Floating-point operations of the whole run; None where the size is not known."""
-        return None if self.size is None else self.tokens * self.size.flops_per_token
+    def flops(self) -> int:
+        """Floating-point operations of the whole run."""
+        return self.tokens * self.size.flops_per_token
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        size = {"parameters": self.size.parameters, "memory": self.size.memory} if self.size else {}
+        size = {"parameters": self.size.parameters, "memory": self.size.memory}
         return {**asdict(self), **size, "flops": self.flops}
 
     def table(self) -> str:
@@ -103,46 +103,38 @@ class Plan:
             | {"learning_rate": f"{row.learning_rate:.3e}", "assumed": "*" * row.assumed}
             for row in self.rows
         ]
-        seen = self.exposure
+        seen, memory = self.exposure, self.size.memory.items()
+        deciles = " ".join("-" if decile is None else f"{decile:.1f}" for decile in seen.deciles)
+        ranked = "" if seen.hardest_decile is None else f"; by decile, easiest first: {deciles}"
         lines = [
             f"{self.updates:,} updates (LR schedule: {self.planned_updates:,}), {self.tokens:,} tokens seen, "
             f"{self.words:,} words seen",
             f"learning rate: peak {self.peak_lr:.3g}, at the end {self.final_lr:.3g}",
-            f"exposures of a document: max {seen.maximum}, median {seen.median:g}, min {seen.minimum}",
+            f"exposures of a document: max {seen.maximum}, median {seen.median:g}, min {seen.minimum}{ranked}",
+            f"{self.size.parameters:,} parameters; {self.flops:.3g} training FLOPs",
+            f"memory, estimated: {', '.join(f'{name} {size / 2**20:,.0f} MiB' for name, size in memory)}",
         ]
-        if seen.hardest_decile is not None:
-            deciles = " ".join("-" if decile is None else f"{decile:.1f}" for decile in seen.deciles)
-            lines[-1] += f"; by decile, easiest first: {deciles}"
-        if self.size:
-            memory = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.size.memory.items())
-            lines.append(f"{self.size.parameters:,} parameters; {self.flops:.3g} training FLOPs")
-            lines.append(f"memory, estimated: {memory}")
         return "\n".join([show_table(rows), "", *lines, *(f"warning: {text}" for text in self.warnings)])
 
 
 def make_plan(
-    curriculum: CurriculumTrainingManager,
-    rates: Sequence[float],
-    word_starts: np.ndarray,
-    size: Size | None = None,
+    curriculum: CurriculumTrainingManager, rates: Sequence[float], word_starts: np.ndarray, size: Size
 ) -> Plan:
     """The plan of a run that has not begun; changes nothing that it is given.
 
     Args:
-        curriculum: a manager whose `begin` was called. rates: after 0, 1 ... updates, as `list_rates` gives them.
+        rates: after 0, 1 ... updates, as `list_rates` gives them.
         word_starts: words that begin in each token of the training split, shape (targets of all documents,).
-        size: of the model; None leaves FLOPs and memory out.
     """
     run = copy.copy(curriculum)
     run.records = []
-    parts: list[EpochSlice] = []
+    adaptive = curriculum.schedule.adaptive or curriculum.strategy.adaptive
     rows: list[Row] = []
     updates = 0
-    while len(parts) < run.epochs and updates < run.total_updates:
-        part = run.prepare_epoch(len(parts))
-        parts.append(part)
+    while len(rows) < run.epochs and updates < run.total_updates:
+        part = run.prepare_epoch(len(rows))
         row = Row(
-            epoch=len(parts),
+            epoch=len(rows) + 1,
             threshold=part.threshold,
             documents=len(part.pool),
             words=run.records[-1]["words"],
@@ -151,30 +143,13 @@ def make_plan(
             learning_rate=rates[updates],
             tokens=part.targets,
             words_seen=count_words(part, curriculum.targets, curriculum.words, word_starts),
-            assumed=_is_assumed(curriculum, part),
+            assumed=adaptive and part.epoch > 0,
         )
         rows.append(row)
         updates += part.updates
-    plan = Plan(
-        rows=rows,
-        updates=updates,
-        planned_updates=curriculum.total_updates,
-        tokens=sum(row.tokens for row in rows),
-        words=sum(row.words_seen for row in rows),
-        exposure=_exposure(curriculum, parts),
-        peak_lr=max(rates[:updates]),
-        final_lr=rates[updates],
-        size=size,
-    )
+    seen, totals = count_exposures(run, updates), (sum(r.tokens for r in rows), sum(r.words_seen for r in rows))
+    plan = Plan(rows, updates, run.total_updates, *totals, seen, max(rates[:updates]), rates[updates], size)
     return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool)))
-
-
-def _is_assumed(curriculum: CurriculumTrainingManager, part: EpochSlice) -> bool:
-    """Can a validation before this slice move its threshold?"""
-    strategy, bound = curriculum.strategy, curriculum.schedule.upper_bound(curriculum.progress(part.epoch))
-    follows = curriculum.schedule.adaptive and part.threshold < bound
-    moves = strategy.adaptive and strategy.min_threshold < min(bound, strategy.max_threshold)
-    return part.epoch > 0 and (follows or moves)
 
 
 def count_words(part: EpochSlice, targets: np.ndarray, words: np.ndarray, word_starts: np.ndarray) -> int:
@@ -183,17 +158,14 @@ def count_words(part: EpochSlice, targets: np.ndarray, words: np.ndarray, word_s
     Args:
         targets, words: of each document, shape (N,). word_starts: of each token, shape (targets.sum(),).
     """
-    offsets = np.concatenate([[0], np.cumsum(targets)])
     begin = np.concatenate([[0], np.cumsum(targets[part.order])])
+    offsets = np.append((np.cumsum(targets) - targets)[part.order], 0)
 
     def before(position: int) -> int:
         """Words that begin in the first `position` tokens of the slice's stream of documents."""
         whole = int(np.searchsorted(begin, position, side="right")) - 1
-        counted = int(words[part.order[:whole]].sum(dtype=np.int64))
-        if position > begin[whole]:
-            start = offsets[part.order[whole]]
-            counted += int(word_starts[start : start + position - begin[whole]].sum(dtype=np.int64))
-        return counted
+        inside = word_starts[offsets[whole] : offsets[whole] + position - begin[whole]]
+        return int(words[part.order[:whole]].sum(dtype=np.int64) + inside.sum(dtype=np.int64))
 
     # Position i predicts position i + 1. The mark that closes the last document is no word.
     return before(min(part.start + part.targets + 1, int(begin[-1]))) - before(part.start + 1)
@@ -201,19 +173,12 @@ def count_words(part: EpochSlice, targets: np.ndarray, words: np.ndarray, word_s
 
 def count_exposures(curriculum: CurriculumTrainingManager, updates: int) -> Exposure:
     """How often documents were begun in the first `updates` updates of a run, from its own records."""
-    parts: list[EpochSlice] = []
-    for part in map(curriculum.prepare_epoch, range(len(curriculum.records))):
-        parts.append(replace(part, targets=min(part.targets, updates * curriculum.targets_per_update)))
-        updates = max(updates - part.updates, 0)
-    return _exposure(curriculum, parts)
-
-
-def _exposure(curriculum: CurriculumTrainingManager, parts: Sequence[EpochSlice]) -> Exposure:
     seen = np.zeros(len(curriculum.targets), dtype=np.int64)
-    for part in parts:
-        begin = np.cumsum(curriculum.targets[part.order]) - curriculum.targets[part.order]
-        inside = (begin >= part.start) & (begin < part.start + part.targets)
+    for part in map(curriculum.prepare_epoch, range(len(curriculum.records))):
+        begin = np.cumsum(curriculum.targets[part.order]) - curriculum.targets[part.order] - part.start
+        inside = (begin >= 0) & (begin < min(part.targets, updates * curriculum.targets_per_update))
         seen += np.bincount(part.order[inside], minlength=len(seen))
+        updates = max(updates - part.updates, 0)
     deciles: list[float | None] = [None] * 10
     if curriculum.strategy.ranks:
         tenths = [seen[curriculum.ranked[i * len(seen) // 10 : (i + 1) * len(seen) // 10]] for i in range(10)]
@@ -225,13 +190,12 @@ def _warnings(plan: Plan, min_pool: int) -> list[str]:
     peak, last, most = plan.peak_lr, plan.final_lr, plan.exposure.maximum
     unseen = ", ".join(str(i + 1) for i, mean in enumerate(plan.exposure.deciles) if mean == 0)
     smallest = min_pool > 1 and any(row.documents == min_pool for row in plan.rows)
-    assumed = any(row.assumed for row in plan.rows)
     found = [
         (last > MAX_FINAL_LR * peak, f"the learning rate ends at {last:.3g}, its peak is {peak:.3g}"),
         (unseen, f"never seen: deciles {unseen} of the ranking (10: hardest)"),
         (most > MAX_EXPOSURES, f"a document is seen {most} times (more than {MAX_EXPOSURES})"),
         (smallest, f"the pool of an epoch is the smallest allowed, min_pool = {min_pool}"),
-        (assumed, "thresholds marked * follow the validation loss: all is given as if no validation moved them"),
+        (plan.rows[-1].assumed, "thresholds marked * follow the validation loss: given as if nothing moved them"),
     ]
     return [text for holds, text in found if holds]
 
@@ -240,8 +204,6 @@ def list_rates(scheduler: LRScheduler, updates: int) -> list[float]:
     """The LR of the first parameter group after 0, 1 ... `updates` steps of `scheduler`, which stays as it is."""
     import torch
 
-    if type(scheduler) is torch.optim.lr_scheduler.LambdaLR:
-        return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](update)) for update in range(updates + 1)]
     groups = [{**group, "params": [torch.zeros(1)]} for group in scheduler.optimizer.param_groups]
     clone = copy.deepcopy(scheduler, {id(scheduler.optimizer): torch.optim.SGD(copy.deepcopy(groups))})
     rates = [float(clone.get_last_lr()[0])]
@@ -273,33 +235,35 @@ def plan_run(run: Run) -> Plan:
     return replace(plan, warnings=plan.warnings + run.parts.track.warnings(plan.words))
 
 
-@dataclass(frozen=True)
-class Options:
-    """None of its own."""
-
-
-def print_plans(line: CommandLine) -> None:
-    """Prints the plan of every job. One that its track refuses is said to be, and the first such error is raised."""
-    from babylm_train import build
+def compose_each(line: CommandLine) -> list[DictConfig]:
+    """The configurations of a command that looks at runs, warnings shown. Raises InputError: as for a run."""
     from babylm_train.config import check_command_line
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    refused: list[InputError] = []
-    for config in check_command_line(line.overrides, line.config_name, line.config_dir):
-        directory = Path(config.hydra.run.dir)
-        run = build.build_run(config, directory, build.build_parts(config), lambda: False)
-        try:
-            text = plan_run(run).table()
-        except InputError as error:
-            refused.append(error)
-            text = f"refused: {error}"
-        print(f"\nplan of {directory.name}\n{text}\n", flush=True)
-    if refused:
-        raise refused[0]
+    return check_command_line(line.overrides, line.config_name, line.config_dir)
+
+
+def compose_one(line: CommandLine) -> DictConfig:
+    """The same of a command that looks at one run. Raises InputError: also for a sweep."""
+    first, *others = compose_each(line)
+    if others:
+        raise InputError("this command looks at one configuration, not at a sweep")
+    return first
+
+
+def build_from(config: DictConfig) -> Run:
+    """The run of a configuration; nothing is written."""
+    from babylm_train import build
+
+    return build.build_run(config, Path(config.hydra.run.dir), build.build_parts(config), lambda: False)
+
+
+def print_plans(line: CommandLine) -> None:
+    """Prints the plan of every job, up to one that its track refuses."""
+    for config in compose_each(line):
+        print(f"\nplan of {Path(config.hydra.run.dir).name}\n{plan_run(build_from(config)).table()}\n", flush=True)
 
 
 def main() -> None:
     """The command."""
-    from babylm_train.command import start
-
-    start(print_plans, __doc__ or "", Options, overrides=True)
+    start(print_plans, __doc__ or "", overrides=True)

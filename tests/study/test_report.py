@@ -22,34 +22,32 @@ BASE = {
     "curriculum": {"seed": "${seed}", "strategy": {"_target_": "babylm_train.curriculum.strategy.NoCurriculum"}},
     "trainer": {"max_steps": 20, "save_every": None},
 }
+TYPED = ("lr", "eval_every", "train")
 SGD = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.001, "momentum": 0.9}}
 ADAM = {"optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001, "betas": [0.9, 0.999]}}
-LONGER = {"trainer": {"max_steps": 40, "save_every": None}}
-
-
-@pytest.fixture(autouse=True)
-def _without_hydra(monkeypatch):
-    monkeypatch.setattr(report, "compose_defaults", lambda: essential(BASE))
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, monkeypatch):
     """`study(seed, loss, changes, **result)`: one run more; loss None: no result.json. Returns the study's folder."""
+    monkeypatch.setattr(report, "compose_defaults", lambda: essential(BASE))
     folder = tmp_path / "study"
 
-    def add(seed, loss, changes=None, config=True, **result):
+    def add(seed, loss, changes=None, **result):
         directory = folder / f"run-{len(list(folder.glob('run-*'))):03d}"
         directory.mkdir(parents=True)
-        if config:
-            (directory / "config.yaml").write_text(yaml.safe_dump({**BASE, "seed": seed, **(changes or {})}))
-            lines = [{"step": 5 * i, "val/loss": 6 - i / 10, "learning_rate": 1e-3 / i} for i in (1, 2, 3)]
-            (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
-            (directory / "timings.jsonl").write_text('{"tokens_per_second": 90}\n{"tokens_per_second": 110}\n')
+        (directory / "config.yaml").write_text(yaml.safe_dump({**BASE, "seed": seed, **(changes or {})}))
+        optimizer = (changes or {}).get("optimizer", BASE["optimizer"])["_target_"].rpartition(".")[2]
+        words = [f"{g}.{k}={v}" for g, values in (changes or {}).items() for k, v in values.items() if k in TYPED]
+        words = [word for word in words if word != "optimizer.lr=0.001"]
+        (directory / "overrides.yaml").write_text(yaml.safe_dump([f"optimizer={optimizer}", *words, f"seed={seed}"]))
+        lines = [{"step": 5 * i, "val/loss": 6 - i / 10, "learning_rate": 1e-3 / i} for i in (1, 2, 3)]
+        (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
+        (directory / "timings.jsonl").write_text('{"tokens_per_second": 90}\n{"tokens_per_second": 110}\n')
         if loss is not None:
-            values = {"status": "finished", "val_loss": loss, "perplexity": np.exp(loss), "bits_per_byte": loss / 4}
-            values |= {"updates": 20, "tokens": 2560, "words": 1000, "seconds": 2.0, "parameters": 7, "device": "cpu"}
+            values = {"status": "finished", "val_loss": loss, "bits_per_byte": loss / 4, "parameters": 7}
+            values |= {"updates": 20, "tokens": 2560, "words": 1000, "seconds": 2.0, "device": "cpu"}
             values |= {"hashes": {"corpus": "c", "tokenizer": "t"}, "versions": {"torch": "2"}}
-            values |= {"exposures": {"maximum": 3, "deciles": list(range(10))}}
             (directory / "result.json").write_text(json.dumps({**values, **result}))
         return folder
 
@@ -67,9 +65,9 @@ def text_of(folder, **arguments):
     return write_report(folder, **arguments).with_name("report.md").read_text(encoding="utf8").replace("\\", "")
 
 
-def cells(text, title):
+def cells(text, title="Variants"):
     """The table after a heading of report.md, as dictionaries by the first cell."""
-    lines = [line for line in text.partition(f"## {title}")[2].partition("\n## ")[0].splitlines() if line[:1] == "|"]
+    lines = [line for line in text.partition(f"## {title}\n")[2].partition("\n## ")[0].splitlines() if line[:1] == "|"]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
@@ -80,78 +78,100 @@ def test_differences_and_verdicts_are_scipys(study):
     for seed, loss in enumerate(losses["Adam"]):
         folder = study(seed, loss, ADAM)
     text = text_of(folder)
-    said = cells(text, "Differences: validation loss")
-    base = np.array([5.0, 5.1, 5.3])
+    said, base = cells(text), np.array([5.0, 5.1, 5.3])
     p = {name: stats.ttest_rel(values, base).pvalue for name, values in losses.items()}
     assert p["SGD"] < p["Adam"]
     for name, values in losses.items():
         row, test = said[f"optimizer={name}"], stats.ttest_rel(values, base)
         assert row["difference"] == f"{np.mean(values - base):+.4f}"
-        assert row["95 % interval"] == " to ".join(f"{end:+.4f}" for end in test.confidence_interval(0.95))
-        assert row["Holm-adjusted p"] == f"{p[name] * (2 if name == 'SGD' else 1):.4f}"
-        effect = float(re.search(r"d_z (.*)\)", row["detectable"])[1])
-        assert stats.nct.sf(stats.t.isf(0.0125, 2), 2, effect * 3**0.5) == pytest.approx(0.8, abs=0.01)
-    assert "- **worse**: optimizer=SGD has a higher (worse) validation loss than optimizer=AdamW: +0.4900" in text
-    assert "- **undecided**: 3 seeds cannot decide between optimizer=Adam and optimizer=AdamW" in text
-    row = cells(text, "Variants")["optimizer=AdamW"]
+        assert row["its 95 % interval"] == " to ".join(f"{end:+.4f}" for end in test.confidence_interval(0.95))
+        assert row["Holm's p"] == f"{p[name] * (2 if name == 'SGD' else 1):.4f}"
+    assert "- **worse**: optimizer=SGD against optimizer=AdamW: the validation loss differs by +0.4900" in text
+    assert "- **undecided**: optimizer=Adam against optimizer=AdamW" in text
+    changes = {"SGD": "+9.6 % (+5.9 to +13.3)", "Adam": "+0.30 % (-4.61 to +5.45)"}
+    for name, detectable in {"SGD": "0.2140", "Adam": "0.3397"}.items():  # 3.26404 standard deviations of differences
+        row = said[f"optimizer={name}"]
+        assert (row["difference in %"], row["detectable"]) == (changes[name], detectable)
+    assert f"it and bits per byte by {changes['SGD']}, which is worse" in text
+    assert text.count("the smallest difference they find with 80 % power is 0.3397)") == 1
+    row = said["optimizer=AdamW"]
     low, high = np.exp(stats.t.interval(0.95, 2, np.log(base).mean(), stats.sem(np.log(base))))
     assert row["validation loss (nats a token)"] == f"5.1333 ± 0.1528<br>{low:.4f} to {high:.4f}"
-    assert (row["tokens/s"], row["seeds finished"], row["parameters"]) == ("100", "3 of 3", "7")
+    assert (row["tokens/s"], row["seeds"], row["parameters"]) == ("100", "3 of 3", "7")
+    assert (folder / "report.html").read_text(encoding="utf8").count("<img") == 2
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"updates": 40}, "updates differ: 40 against 20 (seed 0) and 2 more"),
-        ({"updates": 15, "stopped_early": True}, "updates differ after early stopping: 15 against 20"),
+        ({"updates": 40}, "updates differ: 40 against 20 (seed 0)"),
         ({"tokens": 99}, "tokens differ: 99 against 2,560"),
         ({"words": 1100}, "words differ by more than 5%: 1,100 against 1,000"),
-        ({"hashes": {"corpus": "d", "tokenizer": "t"}}, "corpus or evaluation text differ: d against c"),
+        ({"hashes": {"corpus": "d", "tokenizer": "t"}}, "corpus differs: d against c"),
         (
             {"hashes": {"corpus": "c", "tokenizer": "t", "validation": "v"}},
             "evaluation text differs: v against not rec",
         ),
-        ({"hashes": None}, "corpus or evaluation text differ: not recorded against c"),
+        ({"hashes": {}}, "corpus differs: not recorded against c"),
         ({"words": 1100, "hashes": {"corpus": "c", "tokenizer": "u"}}, "words differ by more than 5%"),
         ({"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}}, "unknown tokens"),
-        ({"pseudo_perplexity": 50.0}, "objectives differ"),
-        ({"changes": {"data": {"max_length": 512}}}, "lengths of the evaluation's windows differ: 512 against None"),
-        ({"changes": {"objective": {"evaluation_passes": 5}}}, "passes of the evaluation differ: 5 against None"),
+        ({"changes": {"objective": {"_target_": "a.Masked"}}}, "objective differs: Masked against not recorded"),
+        ({"changes": {"data": {"max_length": 512}}}, "evaluation window differs: 512 against not recorded"),
+        ({"changes": {"objective": {"evaluation_passes": 5}}}, "evaluation passes differs: 5 against not recorded"),
     ],
 )
 def test_refuses_to_rank(study, changed, said):
     text = text_of(two_variants(study, [4.0, 4.1, 4.3], **changed))
-    assert re.search(f"is not ranked against [^:]*: {re.escape(said)}", text)
-    assert "better)" not in text.partition("## How")[0]
-    assert "## Differences" not in text
+    assert re.search(f"is not ranked against [^:]*: .*{re.escape(said)}", text)
+    assert "**better" not in text
+    assert "difference" not in next(iter(cells(text).values()))
+    assert text.count("## What it says") == 1
 
 
 def test_groups_that_cannot_be_compared_have_a_baseline_each(study):
     two_variants(study, [5.5, 5.65, 5.72])
+    longer = {"trainer": {"max_steps": 40, "train": 40}}
     for seed in range(3):
-        study(seed, 4.0 + seed / 10, LONGER, updates=40)
-        folder = study(seed, 4.2 + seed / 11, {**LONGER, **SGD}, updates=40)
-    said = cells(text_of(folder), "Differences: validation loss")
-    assert {name: row["baseline"] for name, row in said.items()} == {
-        "optimizer=SGD, max_steps=20": "optimizer=AdamW, max_steps=20",
-        "optimizer=SGD, max_steps=40": "optimizer=AdamW, max_steps=40",
-    }
+        study(seed, 4.0 + seed / 10, {**longer, **SGD}, updates=40)
+        folder = study(seed, 4.2 + seed / 11, {**longer, **ADAM}, updates=40)
+    sgd, adam, short = "optimizer=SGD, trainer.train=40", "optimizer=Adam, trainer.train=40", "optimizer=AdamW"
+    text_of(folder)
+
+    def baselines():
+        text = text_of(folder)
+        said = cells(text)
+        assert said[short]["verdict"] == "baseline"
+        assert f"{adam if said[sgd]['verdict'] == 'baseline' else sgd} is not" not in text
+        return {name: row["its baseline"] for name, row in said.items()}
+
+    before = baselines()
+    assert before == {short: short, "optimizer=SGD": short, adam: adam, sgd: adam}
+    text = text_of(folder, baseline=sgd)
+    assert f"baseline: {sgd}. Baselines of groups that do not compare with it: {short}." in text
+    assert list(json.loads((folder / "baseline.json").read_text()).values()) == [sgd, short]
+    for seed in range(3):  # nearer to the defaults than either
+        study(seed, 4.1 + seed / 9, longer, updates=40)
+    newcomer = "optimizer=AdamW, trainer.train=40"
+    assert baselines() == {short: short, "optimizer=SGD": short, newcomer: sgd, adam: sgd, sgd: sgd}
 
 
 def test_the_baseline_stays_until_a_person_says_so(study):
-    folder = two_variants(study, [5.5, 5.65, 5.72], changes={**ADAM, **LONGER})
+    folder = two_variants(study, [5.5, 5.65, 5.72], changes={**ADAM, "trainer": {"max_steps": 20, "eval_every": 5}})
+    name = "optimizer=Adam, trainer.eval_every=5"
     assert "baseline: optimizer=AdamW" in text_of(folder)
-    before = cells(text_of(folder, baseline="Adam, "), "Differences: validation loss")
-    assert {row["baseline"] for row in before.values()} == {"optimizer=Adam, max_steps=40"}
+    assert f"baseline: {name}" in text_of(folder, baseline="Adam, ")
     for seed in range(3):
         study(seed, 5.4 + seed / 10, {})  # the defaults have further runs
         study(seed, 4.4 + seed / 10, SGD)  # and there is a newcomer
-    after = cells(text_of(folder), "Differences: validation loss")
-    assert {row["baseline"] for row in after.values()} == {"optimizer=Adam, max_steps=40"}
-    with pytest.raises(InputError, match="no variant of that name"):
-        write_report(folder, baseline="muon")
-    with pytest.raises(InputError, match="several"):
-        write_report(folder, baseline="adam")
+    assert f"baseline: {name}" in text_of(folder)
+    for wrong, why in (("muon", "no variant of that name"), ("adam", "several")):
+        with pytest.raises(InputError, match=why):
+            write_report(folder, baseline=wrong)
+    other = folder.rename(folder.with_name("one"))
+    study(0, 4.0)
+    both = write_report(other, folder).parent
+    assert both.name == "one+study"
+    assert len(pd.read_csv(both / "results.csv")) == 13
 
 
 def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
@@ -161,55 +181,57 @@ def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
     text = text_of(two_variants(study, [5.5, 5.65, 5.72], changes=faster))
     verdicts = [line for line in text.splitlines() if "Learning rates tried: 2 for it, 1 for the baseline" in line]
     assert len(verdicts) == 2
-    assert ["a learning rate of its own (0.1 against 0.001)" in line for line in verdicts].count(True) == 1
-    rows = cells(text, "Variants")
-    assert [row["learning rates tried"] for row in rows.values()] == ["1", "2", "2"]
-    changed = cells(text, "What each variant changed")["optimizer=SGD, lr=0.1"]
-    assert "optimizer.lr=0.1" in changed["differs from its baseline in"]
+    assert ["its own optimizer.lr (0.1 against 0.001)" in line for line in verdicts].count(True) == 1
+    tried = {name: row["learning rates tried"] for name, row in cells(text).items()}
+    assert tried == {"optimizer=AdamW": "1", "optimizer=SGD": "2", "optimizer=SGD, optimizer.lr=0.1": "2"}
+
+
+def test_the_command_says_how_many_percent(study, monkeypatch, capsys):
+    """Each seed a tenth less, with half a percent of spread; the interval is that of the logarithms' t test."""
+    folder = two_variants(study, [4.5 * 0.995, 4.5, 4.5 * 1.005], base=(5.0, 5.0, 5.0))
+    monkeypatch.setattr("sys.argv", ["report", str(folder)])
+    with pytest.raises(SystemExit):
+        report.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(
+        "better: optimizer=SGD against optimizer=AdamW: the validation loss differs by -0.5000, it and bits per byte by "
+        "-10.0 % (-11.1 to -8.9), which is better (95 % interval -0.5559 to -0.4441"
+    )
+    assert said[1:] == [str(folder / "report.html")]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_or_two_seeds_allow_no_verdict(study, seeds):
     text = text_of(two_variants(study, [6.0, 6.1][:seeds], base=[5.0, 5.1001][:seeds]))
-    assert f"- **no verdict**: {['One', 'Two'][seeds - 1]} seed" in text
-    assert "(worse)" not in text
+    assert "- **no verdict**: " in text
+    assert "worse" not in text.partition("## Variants")[0]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ([5.0, 5.1, 5.3], "have the same validation loss in each of 3 seeds"),
+        ([5.0, 5.1, 5.3], "differs by 0 in each of 3 seeds: there is no spread to test against"),
         ([5.5, 5.6, 5.8], "there is no spread to test against"),
         ([5.5, float("nan"), 5.8], "a validation loss is not finite"),
     ],
 )
 def test_degenerate_values(study, losses, said):
-    assert said in text_of(two_variants(study, losses))
-
-
-def test_intervals_of_speeds_do_not_go_below_nothing(study):
-    for seed, speed in enumerate((100, 5000, 90)):
-        folder = study(seed, 5.0)
-        (folder / f"run-{seed:03d}/timings.jsonl").write_text(json.dumps({"tokens_per_second": speed}) + "\n")
-    low = cells(text_of(folder), "Variants")["defaults"]["tokens/s"].partition("<br>")[2].partition(" to ")[0]
-    assert float(low) > 0
+    assert said in text_of(two_variants(study, losses)).replace("+0 ", "0 ")
 
 
 def test_across_tokenizers_bits_per_byte_alone(study):
     other = {"hashes": {"corpus": "c", "tokenizer": "u"}, "words": 1031, "updates": 30}
     text = text_of(two_variants(study, [4.0, 4.1, 4.35], **other))
-    assert "lower (better) bits per byte" in text
-    assert re.findall("Differences: (.*)", text) == ["bits per byte"]
-    assert "optimizer=SGD saw +3.1% words against optimizer=AdamW" in text
+    assert "- **better**: optimizer=SGD against optimizer=AdamW: the bits per byte differs" in text
+    assert "optimizer=SGD saw +3.1% words against the baseline" in text
 
 
 def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(study):
     two_variants(study, [5.5, 5.65, 5.72])
     evil = "<script>alert(1)</script> | **x** ![](http://e.x/y)\nloss nan"
-    study(3, 0.0, SGD, status="diverged", cause=evil)
-    study(4, None, SGD)
-    folder = study(5, 0.0, config=False, status="bad_input", cause="optimizer.lr: -1 is < 0")
+    study(3, 0.0, {**SGD, "data": {**BASE["data"], "train": "$\\frac{"}}, status="diverged", cause=evil)
+    folder = study(4, None, SGD)
     page = write_report(folder).read_text(encoding="utf8")
     raw = (folder / "report.md").read_text(encoding="utf8")
     assert "<script" not in page + raw
@@ -217,35 +239,26 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     assert row.replace("\\|", "").count("|") == 6
     assert "!\\[\\]" in row
     text = raw.replace("\\", "")
-    assert text.splitlines()[2].startswith("9 runs: 6 finished, 1 bad_input, 1 diverged, 1 unfinished. 3 variants")
-    assert "was killed before it could write, or still runs; last recorded update 15" in text
-    assert "optimizer=SGD: seeds 3, 4 did not finish" in text
+    assert text.splitlines()[2].startswith("8 runs: 6 finished, 1 unfinished, 1 diverged. 3 variants")
+    assert "killed, or still running; last update 15" in text
+    assert "optimizer=SGD: seeds without a result: 4;" in text
     table = pd.read_csv(folder / "results.csv")
     assert table.loc[table["status"] == "diverged", "cause"].item() == evil
     losses = table[table["status"] == "finished"].pivot_table("val_loss", "seed", "optimizer")
     assert losses["SGD"].tolist() == [5.5, 5.65, 5.72]
 
 
-DAMAGE = {
-    "truncated": '{"status": "finished", "val_loss": 5.0',
-    "a list": "[1, 2]",
-    "another type": '{"status": "finished", "val_loss": "low"}',
-    "a huge number": '{"status": "finished", "updates": 1' + "0" * 400 + "}",
-    "more digits than Python reads": '{"status": "finished", "updates": 1' + "0" * 9999 + "}",
-    "a lone surrogate": '{"status": "failed", "cause": "\\ud800"}',
-    "nested without end": '{"status": ' + "[" * 99999,
-    "not text": b"\xff\xfe\x00",
-}
+DAMAGE = ['{"status": "finished", "val_loss": 5.0', "[1, 2]", '{"status": "finished", "val_loss": "low"}', b"\xff\x00"]
 
 
-@pytest.mark.parametrize("file", ["result.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "timings.jsonl"])
+@pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.jsonl", "timings.jsonl"])
 def test_a_damaged_run_is_left_out_and_named(study, file):
     two_variants(study, [5.5, 5.65, 5.72])
-    for name, text in DAMAGE.items():
+    for name, text in enumerate(DAMAGE):
         folder = study(name, 5.0)
         text = text.encode() if isinstance(text, str) else text
         (folder / f"run-{len(list(folder.glob('run-*'))) - 1:03d}" / file).write_bytes(text + b"\n")
     said = text_of(folder)
-    assert "has a higher (worse) validation loss" in said
-    fits = 0 if file in ("result.json", "overrides.yaml") else 2  # a mapping with keys that nothing reads
+    assert "**worse**" in said
+    fits = file == "config.yaml"  # a mapping with keys that nothing reads
     assert said.partition("## Runs without")[2].partition("\n## ")[0].count(f"/{file}") == len(DAMAGE) - fits

@@ -109,25 +109,30 @@ def test_a_search_goes_on_to_its_total(sweep):
 
 
 def test_a_launcher_s_mistake_is_one_line(sweep):
-    for words, named in (["hydra.launcher.n_jobs=0"], "n_jobs"), (["seed=1,2,3", "zip=[seed,objective.job]"], "zip"):
+    zipped = "zip takes lists of one length together, got 3 of seed, 2 of objective.job"
+    for words, named in (
+        (["hydra.launcher.n_jobs=0"], "n_jobs"),
+        (["seed=1,2,3", "zip=[seed,objective.job]"], zipped),
+        (["experiment=hpo", "scale=small", "zip=[optimizer.lr]"], "zip: a search draws its values"),
+    ):
         code, _, err = sweep("+objective.job=10,11", *words)
         assert (code, err.count("\n")) == (2, 1)
         assert named in err
 
 
 def test_lists_are_taken_together():
-    words = ["optimizer=adamw,sgd", "optimizer.lr=1e-4,0.1", "seed=1,2", "x=3"]
+    words = ["optimizer=adamw,sgd,adam", "+optimizer.lr=1e-4,0.1,1e-4", "seed=1,2", "x=3"]
     typed = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(typed, None)
-    assert take_together(jobs, typed, []) == jobs
-    kept = take_together(jobs, typed, ["optimizer", "optimizer.lr"])
-    assert [" ".join(job) for job in kept] == [
-        f"{pair} seed={seed} x=3"
-        for pair in ("optimizer=adamw optimizer.lr=0.0001", "optimizer=sgd optimizer.lr=0.1")
-        for seed in (1, 2)
-    ]
-    for wrong in (["optimizer", "x"], ["optimizer", "scheduler"]):
-        with pytest.raises(InputError, match="zip"):
+    pairs = (
+        "optimizer=adamw +optimizer.lr=0.0001",
+        "optimizer=sgd +optimizer.lr=0.1",
+        "optimizer=adam +optimizer.lr=0.0001",
+    )
+    kept = [" ".join(job) for job in take_together(jobs, typed, ["optimizer", "optimizer.lr"])]
+    assert kept == [f"{pair} seed={seed} x=3" for pair in pairs for seed in (1, 2)]
+    for wrong in (["optimizer", "seed"], ["optimizer", "scheduler"], ["x"]):
+        with pytest.raises(InputError, match="zip takes lists of one length"):
             take_together(jobs, typed, wrong)
 
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babylm_train.config import check_command_line
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, PerformanceSchedule, StepSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
@@ -24,16 +23,18 @@ from babylm_train.tools.plan import count_exposures, count_words, list_rates, ma
 LENGTH = 8  # targets a row of make_trainer's runs
 
 
-def plan_for(trainer, **options):
+SIZE = Size(parameters=1000, flops_per_token=7000, memory={"total": 32_000})
+
+
+def plan_for(trainer, size=SIZE):
     rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
-    return make_plan(trainer.curriculum, rates, trainer.train_split.word_starts, **options)
+    return make_plan(trainer.curriculum, rates, trainer.train_split.word_starts, size)
 
 
 RUNS = {
     "none, linear": (NoCurriculum(), LinearSchedule(3), {}),
     "cosine": (LengthBasedCurriculum(), LinearSchedule(3), {"scheduler": partial(schedule, name="cosine")}),
     "random, step": (RandomCurriculum(), StepSchedule(3, 0.1, [1], [0.7]), {}),
-    "steps": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 7}),
     "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
     "single pass": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass"}),
 }
@@ -66,6 +67,7 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
     assert plan.peak_lr == max(line["learning_rate"] for line in updates)
     assert plan.final_lr == trainer.scheduler.get_last_lr()[0]
     assert plan.exposure == count_exposures(trainer.curriculum, state.updates)
+    assert json.loads(json.dumps(plan.as_dict()))["flops"] == plan.tokens * SIZE.flops_per_token
 
 
 def slow(groups):
@@ -91,8 +93,6 @@ def test_what_a_validation_can_move_is_marked(make_trainer, name, pacing):
     assert did != [row.threshold for row in plan.rows]  # the mark matters: something did move
     assert not plan.rows[0].assumed
     assert "*" in plan.table()
-    if name == "performance":  # at 80 % of the run it is full whatever happened, so that row is no assumption
-        assert (plan.rows[4].assumed, plan.rows[4].threshold) == (False, 1.0)
     if pacing == "matched":
         assert (plan.updates, plan.tokens) == (state.updates, state.tokens)
     else:
@@ -100,20 +100,13 @@ def test_what_a_validation_can_move_is_marked(make_trainer, name, pacing):
 
 
 def test_making_a_plan_changes_nothing(make_trainer):
-    changes = {"strategy": DynamicCurriculum(LengthBasedCurriculum()), "schedule": PerformanceSchedule(3)}
-    results = []
-    for name, planned in (("with", True), ("without", False)):
-        trainer = make_trainer(name, **copy.deepcopy(changes))
-        before = copy.deepcopy((trainer.curriculum.state_dict(), trainer.scheduler.state_dict()))
-        if planned:
-            size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
-            assert plan_for(trainer) == plan_for(trainer)
-            assert (trainer.curriculum.state_dict(), trainer.scheduler.state_dict()) == before
-            assert not trainer.optimizer.state
-        trainer.train()
-        results.append((trainer.record.metrics.read_bytes(), [p.clone() for p in trainer.model.parameters()]))
-    assert results[0][0] == results[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    trainer = make_trainer(strategy=DynamicCurriculum(LengthBasedCurriculum()), schedule=PerformanceSchedule(3))
+    before = copy.deepcopy((trainer.curriculum.state_dict(), trainer.scheduler.state_dict(), torch.get_rng_state()))
+    assert plan_for(trainer) == plan_for(trainer)
+    after = trainer.curriculum.state_dict(), trainer.scheduler.state_dict(), torch.get_rng_state()
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    assert not trainer.optimizer.state
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,7 +133,7 @@ def lengths_plan(schedule, *, epochs=4, **options):
     manager = CurriculumTrainingManager(LengthBasedCurriculum(), schedule, **options)
     manager.begin(words, words, words + 1, epochs=epochs, targets_per_update=10, max_length=5)
     rates = [1.0 - update / 1000 for update in range(manager.total_updates + 1)]
-    return make_plan(manager, rates, starts)
+    return make_plan(manager, rates, starts, SIZE)
 
 
 def test_single_pass_by_hand():
@@ -156,19 +149,7 @@ def test_single_pass_by_hand():
     assert (plan.updates, plan.tokens, plan.words) == (30, 295, 265)
 
 
-def test_fewer_documents_than_deciles():
-    words = np.array([3, 5])
-    manager = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule()).begin(words, words, epochs=2)
-    plan = make_plan(manager, [1.0] * 17, np.ones(8, dtype=np.uint8))
-    assert plan.exposure.hardest_decile == 2.0
-    assert plan.exposure.deciles.count(None) == 8
-    assert not any("never seen" in text for text in plan.warnings)
-
-
-@pytest.mark.parametrize(
-    ("updates", "expected"),
-    [(0, (0, 0, 0)), (3, (1, 0, 0)), (15, (2, 1.5, 1))],
-)
+@pytest.mark.parametrize(("updates", "expected"), [(0, (0, 0, 0)), (3, (1, 0, 0)), (15, (2, 1.5, 1))])
 def test_exposures_of_a_run_that_ended_early(updates, expected):
     words = np.full(20, 10)  # two documents an update, ten updates an epoch
     manager = CurriculumTrainingManager(NoCurriculum(), FullSchedule())
@@ -190,28 +171,20 @@ def test_exposures_of_a_run_that_ended_early(updates, expected):
     ids=["lr", "decile", "exposures", "min_pool"],
 )
 def test_warnings(plan, text):
-    made = plan()
-    assert any(text in warning for warning in made.warnings)
-    assert text in made.table()
+    assert text in plan().table()
 
 
 def test_rates_of_any_scheduler():
-    def fresh():
-        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.5)
-        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
-        cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
-        return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cool], [3])
-
-    _, planned = fresh()
-    rates = list_rates(planned, 9)
-    optimizer, scheduler = fresh()
-    did = [scheduler.get_last_lr()[0]]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+    cool = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cool], [3])
+    rates, did = list_rates(scheduler, 9), [scheduler.get_last_lr()[0]]
     for _ in range(9):
         optimizer.step()
         scheduler.step()
         did.append(scheduler.get_last_lr()[0])
     assert rates == did
-    assert planned.get_last_lr()[0] == rates[0]
 
 
 @pytest.mark.parametrize(
@@ -234,31 +207,6 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     how = {"context": LENGTH, "rows": 3, "activation_bytes": 4, "checkpointing": True}
     recomputed = size_of(trainer.model, trainer.optimizer, **how).memory["activations"]
     assert recomputed == 3 * LENGTH * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
-
-
-def test_the_table_and_the_record(make_trainer):
-    trainer = make_trainer(strategy=LengthBasedCurriculum(), schedule=LinearSchedule(3))
-    size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
-    plan = plan_for(trainer, size=size)
-    values = json.loads(json.dumps(plan.as_dict()))
-    assert [row["documents"] for row in values["rows"]] == [row.documents for row in plan.rows]
-    assert values["flops"] == plan.tokens * size.flops_per_token
-    assert values["memory"]["total"] == size.memory["total"]
-    head, *rest = plan.table().splitlines()
-    assert head.split()[:3] == ["epoch", "threshold", "documents"]
-    assert [line.split()[0] for line in rest[:3]] == ["1", "2", "3"]
-
-
-def test_the_curricula_experiment_is_a_matched_sweep():
-    configs = check_command_line(["experiment=curricula", "trainer.max_steps=2"])
-    variants, seeds = configs[:8], [configs[0], *configs[8:]]
-    names = [config.hydra.runtime.choices["curriculum/strategy"] for config in variants]
-    ranked = ["random", "length", "frequency", "morphological", "combined", "dynamic", "anti"]
-    assert sorted(names) == sorted(["none", *ranked])
-    assert [config.seed for config in seeds] == [1, 2, 3]
-    assert {config.curriculum.pacing for config in configs} == {"matched"}
-    assert {config.hydra.runtime.choices["curriculum/schedule"] for config in configs} == {"linear"}
-    assert {config.data.seed for config in configs} == {0}  # the seed of a variant does not change the corpus
 
 
 def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
