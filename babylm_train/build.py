@@ -290,5 +290,5 @@ def reopen(path: Path) -> tuple[list[Any], dict[str, Any]]:
     with name_errors(str(path)):
         values = checks.plain(config)
         checks.check_targets(values)
-        parts = [_instantiate(values.get(group, "???"), group) for group in ("data", "objective", "track")]
+        parts = [_instantiate(values[group], group) for group in ("data", "objective", "track")]
         return parts, checks.public(config)

@@ -111,6 +111,8 @@ class Checkpoints:
 
     def link_as(self, name: str, source: Path) -> None:
         """Puts `source`, a checkpoint that verified, here under `name`. Raises StorageError."""
+        with storage_errors(self.directory):
+            self.directory.mkdir(exist_ok=True)  # without its parent: that may have been deleted
         with replaced(self.directory / name) as aside:
             link(source, aside)
 

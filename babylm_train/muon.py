@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         rest = {"lr": lr if rest_lr is None else rest_lr, "betas": tuple(betas), "eps": eps}
         own = {"lr": lr, "momentum": momentum, "row_beta": row_beta, "cautious": cautious}
         groups = [{**(own if group["matrix"] else rest), **group} for group in params]
-        super().__init__(groups, {"weight_decay": weight_decay})
+        super().__init__(groups, {"weight_decay": weight_decay, "decoupled_weight_decay": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -24,6 +24,7 @@ from babylm_train.throughput import Size, size_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from babylm_train.build import Run
@@ -67,6 +68,22 @@ class Exposure:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Weights of one learning rate and decay. horizon: passes over the corpus in which the decay divides one by e."""
+
+    weights: int
+    matrices: bool
+    learning_rate: float
+    weight_decay: float
+    horizon: float | None
+
+    def __str__(self) -> str:
+        passes = "" if self.horizon is None else f", a horizon of {self.horizon:.3g} passes over the corpus"
+        kind = "matrices" if self.matrices else "other weights"
+        return f"  {self.weights} {kind}: peak {self.learning_rate:.3g}, weight decay {self.weight_decay:.3g}{passes}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run, epoch by epoch, and in all.
 
@@ -83,6 +100,7 @@ class Plan:
     peak_lr: float
     final_lr: float
     size: Size
+    groups: tuple[Group, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -110,6 +128,7 @@ class Plan:
             f"{self.updates:,} updates (LR schedule: {self.planned_updates:,}), {self.tokens:,} tokens seen, "
             f"{self.words:,} words seen",
             f"learning rate: peak {self.peak_lr:.3g}, at the end {self.final_lr:.3g}",
+            *map(str, self.groups),
             f"exposures of a document: max {seen.maximum}, median {seen.median:g}, min {seen.minimum}{ranked}",
             f"{self.size.parameters:,} parameters; {self.flops:.3g} training FLOPs",
             f"memory, estimated: {', '.join(f'{name} {size / 2**20:,.0f} MiB' for name, size in memory)}",
@@ -214,6 +233,17 @@ def list_rates(scheduler: LRScheduler, updates: int) -> list[float]:
     return rates
 
 
+def list_groups(optimizer: Optimizer, updates_per_pass: float) -> tuple[Group, ...]:
+    """The optimizer's groups of weights, with horizons where its decay is decoupled from the gradient."""
+    found = []
+    for group in optimizer.param_groups:
+        rate, decay = group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0)
+        decoupled = group.get("decoupled_weight_decay", False) and decay
+        horizon = 1 / (rate * decay * updates_per_pass) if decoupled else None
+        found.append(Group(len(group["params"]), group.get("matrix", False), rate, decay, horizon))
+    return tuple(found)
+
+
 def plan_run(run: Run) -> Plan:
     """The plan of a built run; call it before anything is restored or trained.
 
@@ -232,7 +262,8 @@ def plan_run(run: Run) -> Plan:
     rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
     plan = make_plan(trainer.curriculum, rates, split.word_starts, size)
     run.parts.track.refuse(int(split.words.sum()), plan.words, plan.updates, run.outside)
-    return replace(plan, warnings=plan.warnings + run.parts.track.warnings(plan.words))
+    groups = list_groups(trainer.optimizer, trainer.curriculum.targets.sum() / trainer.curriculum.targets_per_update)
+    return replace(plan, groups=groups, warnings=plan.warnings + run.parts.track.warnings(plan.words))
 
 
 def compose_each(line: CommandLine) -> list[DictConfig]:

@@ -11,6 +11,7 @@ from babylm_train import muon, throughput
 from babylm_train.errors import InputError
 from babylm_train.optim import Precision, RunningAverage, group_parameters, schedule, set_decay_horizon
 from babylm_train.options import Average
+from babylm_train.tools.plan import list_groups
 
 
 def rates(name, total: int, **options) -> list[float]:
@@ -76,6 +77,7 @@ def test_the_decay_of_a_horizon_by_hand():
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     set_decay_horizon(optimizer, horizon=2, updates_per_pass=50)
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.25, 0.0])
+    assert [group.horizon for group in list_groups(optimizer, 50)] == [pytest.approx(2), pytest.approx(2), None]
 
 
 def in_muons_hands(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.nn.Parameter]:

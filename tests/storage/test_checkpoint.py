@@ -19,7 +19,7 @@ from babylm_train.state import RunState
 
 
 def content(update: int, best: int = 0) -> dict:
-    parts = {name: {} for name in ("optimizer", "scheduler", "scaler", "curriculum", "rng")}
+    parts = {name: {} for name in ("optimizer", "scheduler", "scaler", "curriculum", "average", "rng")}
     state = asdict(RunState(updates=update, best_update=best))
     return {**parts, "state": state, "model": {"w": torch.full((30,), float(update))}} | {
         "metrics_bytes": 0, "seconds": 0.0, "threads": 1,

@@ -23,7 +23,7 @@ from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurri
 from babylm_train.errors import InputError, PreemptedError, watch_signals
 from babylm_train.objective import CausalObjective
 from babylm_train.optim import Precision
-from babylm_train.options import EarlyStopping
+from babylm_train.options import Average, EarlyStopping
 from babylm_train.run import find_start, restore
 from babylm_train.state import Batch
 from babylm_train.trainer import Trainer
@@ -191,8 +191,8 @@ class Drawing(CausalObjective):
 def everything(directory: Path) -> Trainer:
     """A tiny run in which every item of the saved state moves."""
     changes = {**dynamic(), "schedule": performance()["schedule"], **SCALED, "objective": Drawing()}
-    stopping = EarlyStopping(patience=4, min_delta=0.05)
-    trainer = tiny_trainer(directory, **changes, save_every=1, keep_last=99, log_every=3, early_stopping=stopping)
+    changes |= {"early_stopping": EarlyStopping(patience=4, min_delta=0.05), "average": Average(half_life=0.3)}
+    trainer = tiny_trainer(directory, **changes, save_every=1, keep_last=99, log_every=3)
     trainer.state.run_id = directory.name
     return trainer
 
@@ -214,7 +214,7 @@ def saved(tmp_path_factory):
     return whole.record.directory, expected, contents, kept[0]
 
 
-NESTED = ("state", "rng", "curriculum", "optimizer", "scheduler", "scaler")
+NESTED = ("state", "rng", "curriculum", "optimizer", "scheduler", "scaler", "average")
 FREE = {"seconds", "threads"}  # a wall clock, and the number that the warning "not bitwise" compares
 
 
