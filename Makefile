@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -38,6 +38,11 @@ docs: $(READY)  ## docs/CONFIG.md anew from conf/
 
 sweep: $(READY)  ## three optimizers by three schedules, 20 updates each, in one study directory
 	$(PY) -m babylm_train -m study=sweep optimizer=adamw,adam,sgd scheduler=linear,cosine,constant trainer.max_steps=20
+
+study-recipe: $(READY)  ## baseline, baseline_tuned and best, three seeds each, and best against both; scale=nano for a CPU, args="data=text ..."
+	$(PY) -m babylm_train -m experiment=baseline,baseline_tuned,best seed=1,2,3 data.seed=0 study=recipe$(if $(scale),-$(scale) scale=$(scale)) $(args)
+	$(PY) -m babylm_train.report multirun_outputs/recipe$(if $(scale),-$(scale)) baseline=experiment=baseline_tuned
+	$(PY) -m babylm_train.report multirun_outputs/recipe$(if $(scale),-$(scale)) baseline=experiment=baseline
 
 study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions, curricula, tokenizers, hpo; scale=small for a CPU
 	$(PY) -m babylm_train experiment=$* study=$*$(if $(scale),-$(scale) scale=$(scale)) $(args)

@@ -235,7 +235,7 @@ class DynamicCurriculum(Curriculum):
 
 @arguments(frozen=False)
 class RandomCurriculum(Curriculum):
-    """A seeded random score in [0, 1): the control arm that every curriculum claim needs."""
+    """A seeded random score in [0, 1): the control variant that every curriculum claim needs."""
 
     name = "random"
 
