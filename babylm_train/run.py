@@ -69,7 +69,8 @@ def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemp
     trainer, directory = run.trainer, run.trainer.directory
     start = find_start(trainer, directory, run.parts.resume)
     plan = plan_run(run)
-    trainer.checkpoints.check(12 * count_parameters(trainer.model), trainer.curriculum.total_updates)
+    size = (12 + 4 * bool(trainer.average.weights)) * count_parameters(trainer.model)
+    trainer.checkpoints.check(size, trainer.curriculum.total_updates)
     write_request(directory, config, overrides)
     with storage_errors(directory):
         (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
