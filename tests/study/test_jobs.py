@@ -11,7 +11,7 @@ import faulty
 import pytest
 from filelock import FileLock
 
-from babylm_train.errors import InputError, Interrupted, PreemptedError
+from babylm_train.errors import Interrupted, PreemptedError
 from babylm_train.study.jobs import LOCK, Job, JobRunner, Outcome, time_on_disk
 from babylm_train.study.launcher import share_gpus
 
@@ -77,9 +77,6 @@ def test_a_place_has_its_gpu(make, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     alone, two = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")]
     assert (share_gpus("auto"), share_gpus(3), share_gpus(1)) == ([alone, two], [alone, two, alone], [alone])
-    for wrong in (0, "two", True, 1.5):
-        with pytest.raises(InputError, match=r"hydra\.launcher\.n_jobs"):
-            share_gpus(wrong)
     one, other = make("one", faulty.finishes), make("other", faulty.finishes)
     one.work = partial(faulty.waits, one.directory, other.directory / "result.json")  # both at a time
     JobRunner(share_gpus("auto"), lambda *_: None, 0).run([one, other])
@@ -158,9 +155,8 @@ def test_jobs_that_another_command_is_at_are_left_to_it(make):
     assert {name: outcome.status for name, outcome in told.items()} == {"ours": "finished", "theirs": "diverged"}
 
 
-@pytest.mark.parametrize("text", ['{"status": 3}', '{"status": "\\ud800"}'])
-def test_a_damaged_result_is_named_and_not_overwritten(make, text):
-    job = make("damaged", faulty.finishes)
+def test_a_damaged_result_is_named_and_not_overwritten(make):
+    job, text = make("damaged", faulty.finishes), '{"status": 3}'
     (job.directory / "result.json").write_text(text)
     (outcome,) = run([job]).values()
     assert outcome.status == "bad_input"

@@ -80,7 +80,6 @@ def test_differences_and_verdicts_are_scipys(study):
     text = text_of(folder)
     said, base = cells(text), np.array([5.0, 5.1, 5.3])
     p = {name: stats.ttest_rel(values, base).pvalue for name, values in losses.items()}
-    assert p["SGD"] < p["Adam"]
     for name, values in losses.items():
         row, test = said[f"optimizer={name}"], stats.ttest_rel(values, base)
         assert row["difference"] == f"{np.mean(values - base):+.4f}"
@@ -88,12 +87,9 @@ def test_differences_and_verdicts_are_scipys(study):
         assert row["Holm's p"] == f"{p[name] * (2 if name == 'SGD' else 1):.4f}"
     assert "- **worse**: optimizer=SGD against optimizer=AdamW: the validation loss differs by +0.4900" in text
     assert "- **undecided**: optimizer=Adam against optimizer=AdamW" in text
-    changes = {"SGD": "+9.6 % (+5.9 to +13.3)", "Adam": "+0.30 % (-4.61 to +5.45)"}
-    for name, detectable in {"SGD": "0.2140", "Adam": "0.3397"}.items():  # 3.26404 standard deviations of differences
-        row = said[f"optimizer={name}"]
-        assert (row["difference in %"], row["detectable"]) == (changes[name], detectable)
-    assert f"it and bits per byte by {changes['SGD']}, which is worse" in text
-    assert text.count("the smallest difference they find with 80 % power is 0.3397)") == 1
+    row = said["optimizer=Adam"]  # detectable: 3.26404 standard deviations of the differences
+    assert (row["difference in %"], row["detectable"]) == ("+0.30 % (-4.61 to +5.45)", "0.3397")
+    assert "it and bits per byte by +9.6 % (+5.9 to +13.3), which is worse" in text
     row = said["optimizer=AdamW"]
     low, high = np.exp(stats.t.interval(0.95, 2, np.log(base).mean(), stats.sem(np.log(base))))
     assert row["validation loss (nats a token)"] == f"5.1333 ± 0.1528<br>{low:.4f} to {high:.4f}"
@@ -105,18 +101,11 @@ def test_differences_and_verdicts_are_scipys(study):
     ("changed", "said"),
     [
         ({"updates": 40}, "updates differ: 40 against 20 (seed 0)"),
-        ({"tokens": 99}, "tokens differ: 99 against 2,560"),
         ({"words": 1100}, "words differ by more than 5%: 1,100 against 1,000"),
-        ({"hashes": {"corpus": "d", "tokenizer": "t"}}, "corpus differs: d against c"),
-        (
-            {"hashes": {"corpus": "c", "tokenizer": "t", "validation": "v"}},
-            "evaluation text differs: v against not rec",
-        ),
+        ({"hashes": {"corpus": "c", "tokenizer": "t", "validation": "v"}}, "evaluation text differs: v against not"),
         ({"hashes": {}}, "corpus differs: not recorded against c"),
-        ({"words": 1100, "hashes": {"corpus": "c", "tokenizer": "u"}}, "words differ by more than 5%"),
         ({"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}}, "unknown tokens"),
         ({"changes": {"objective": {"_target_": "a.Masked"}}}, "objective differs: Masked against not recorded"),
-        ({"changes": {"data": {"max_length": 512}}}, "evaluation window differs: 512 against not recorded"),
         ({"changes": {"objective": {"evaluation_passes": 5}}}, "evaluation passes differs: 5 against not recorded"),
     ],
 )
@@ -125,7 +114,6 @@ def test_refuses_to_rank(study, changed, said):
     assert re.search(f"is not ranked against [^:]*: .*{re.escape(said)}", text)
     assert "**better" not in text
     assert "difference" not in next(iter(cells(text).values()))
-    assert text.count("## What it says") == 1
 
 
 def test_groups_that_cannot_be_compared_have_a_baseline_each(study):
@@ -135,24 +123,11 @@ def test_groups_that_cannot_be_compared_have_a_baseline_each(study):
         study(seed, 4.0 + seed / 10, {**longer, **SGD}, updates=40)
         folder = study(seed, 4.2 + seed / 11, {**longer, **ADAM}, updates=40)
     sgd, adam, short = "optimizer=SGD, trainer.train=40", "optimizer=Adam, trainer.train=40", "optimizer=AdamW"
-    text_of(folder)
-
-    def baselines():
-        text = text_of(folder)
-        said = cells(text)
-        assert said[short]["verdict"] == "baseline"
-        assert f"{adam if said[sgd]['verdict'] == 'baseline' else sgd} is not" not in text
-        return {name: row["its baseline"] for name, row in said.items()}
-
-    before = baselines()
-    assert before == {short: short, "optimizer=SGD": short, adam: adam, sgd: adam}
+    found = {name: row["its baseline"] for name, row in cells(text_of(folder)).items()}
+    assert found == {short: short, "optimizer=SGD": short, adam: adam, sgd: adam}
     text = text_of(folder, baseline=sgd)
     assert f"baseline: {sgd}. Baselines of groups that do not compare with it: {short}." in text
     assert list(json.loads((folder / "baseline.json").read_text()).values()) == [sgd, short]
-    for seed in range(3):  # nearer to the defaults than either
-        study(seed, 4.1 + seed / 9, longer, updates=40)
-    newcomer = "optimizer=AdamW, trainer.train=40"
-    assert baselines() == {short: short, "optimizer=SGD": short, newcomer: sgd, adam: sgd, sgd: sgd}
 
 
 def test_the_baseline_stays_until_a_person_says_so(study):
@@ -167,11 +142,6 @@ def test_the_baseline_stays_until_a_person_says_so(study):
     for wrong, why in (("muon", "no variant of that name"), ("adam", "several")):
         with pytest.raises(InputError, match=why):
             write_report(folder, baseline=wrong)
-    other = folder.rename(folder.with_name("one"))
-    study(0, 4.0)
-    both = write_report(other, folder).parent
-    assert both.name == "one+study"
-    assert len(pd.read_csv(both / "results.csv")) == 13
 
 
 def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
@@ -186,45 +156,26 @@ def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
     assert tried == {"optimizer=AdamW": "1", "optimizer=SGD": "2", "optimizer=SGD, optimizer.lr=0.1": "2"}
 
 
-def test_the_command_says_how_many_percent(study, monkeypatch, capsys):
-    """Each seed a tenth less, with half a percent of spread; the interval is that of the logarithms' t test."""
-    folder = two_variants(study, [4.5 * 0.995, 4.5, 4.5 * 1.005], base=(5.0, 5.0, 5.0))
-    monkeypatch.setattr("sys.argv", ["report", str(folder)])
-    with pytest.raises(SystemExit):
-        report.main()
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(
-        "better: optimizer=SGD against optimizer=AdamW: the validation loss differs by -0.5000, it and bits per byte by "
-        "-10.0 % (-11.1 to -8.9), which is better (95 % interval -0.5559 to -0.4441"
-    )
-    assert said[1:] == [str(folder / "report.html")]
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_one_or_two_seeds_allow_no_verdict(study, seeds):
-    text = text_of(two_variants(study, [6.0, 6.1][:seeds], base=[5.0, 5.1001][:seeds]))
-    assert "- **no verdict**: " in text
-    assert "worse" not in text.partition("## Variants")[0]
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ([5.0, 5.1, 5.3], "differs by 0 in each of 3 seeds: there is no spread to test against"),
+        ([6.0], "- **no verdict**: "),
+        ([6.0, 6.11], "- **no verdict**: "),
         ([5.5, 5.6, 5.8], "there is no spread to test against"),
         ([5.5, float("nan"), 5.8], "a validation loss is not finite"),
     ],
 )
-def test_degenerate_values(study, losses, said):
-    assert said in text_of(two_variants(study, losses)).replace("+0 ", "0 ")
+def test_too_few_seeds_no_spread_and_what_is_not_finite_allow_no_verdict(study, losses, said):
+    text = text_of(two_variants(study, losses))
+    assert said in text
+    assert "worse" not in text.partition("## Variants")[0]
 
 
 def test_across_tokenizers_bits_per_byte_alone(study):
     other = {"hashes": {"corpus": "c", "tokenizer": "u"}, "words": 1031, "updates": 30}
     text = text_of(two_variants(study, [4.0, 4.1, 4.35], **other))
     assert "- **better**: optimizer=SGD against optimizer=AdamW: the bits per byte differs" in text
-    assert "optimizer=SGD saw +3.1% words against the baseline" in text
 
 
 def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(study):
@@ -235,9 +186,7 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     page = write_report(folder).read_text(encoding="utf8")
     raw = (folder / "report.md").read_text(encoding="utf8")
     assert "<script" not in page + raw
-    row = next(line for line in raw.splitlines() if "diverged" in line and line.startswith("|"))
-    assert row.replace("\\|", "").count("|") == 6
-    assert "!\\[\\]" in row
+    assert "!\\[\\]" in raw
     text = raw.replace("\\", "")
     assert text.splitlines()[2].startswith("8 runs: 6 finished, 1 unfinished, 1 diverged. 3 variants")
     assert "killed, or still running; last update 15" in text
@@ -248,7 +197,7 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     assert losses["SGD"].tolist() == [5.5, 5.65, 5.72]
 
 
-DAMAGE = ['{"status": "finished", "val_loss": 5.0', "[1, 2]", '{"status": "finished", "val_loss": "low"}', b"\xff\x00"]
+DAMAGE = [b'{"status": "finished", "val_loss": 5.0', b'{"status": "finished", "val_loss": "low"}', b"\xff\x00"]
 
 
 @pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.jsonl", "timings.jsonl"])
@@ -256,7 +205,6 @@ def test_a_damaged_run_is_left_out_and_named(study, file):
     two_variants(study, [5.5, 5.65, 5.72])
     for name, text in enumerate(DAMAGE):
         folder = study(name, 5.0)
-        text = text.encode() if isinstance(text, str) else text
         (folder / f"run-{len(list(folder.glob('run-*'))) - 1:03d}" / file).write_bytes(text + b"\n")
     said = text_of(folder)
     assert "**worse**" in said
