@@ -37,7 +37,6 @@ def words_begun(tokenizer, text: str) -> list[int]:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(corpus, name):
-    """Three epochs of a growing pool, packed into rows: the whole is 3 W, every row what a plain loop counts."""
     corpus, cache = corpus
     tokenizer = TOKENIZERS[name].build(corpus.train)
     split = tokenize(corpus.train, tokenizer, cache_dir=cache)

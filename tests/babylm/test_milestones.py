@@ -4,10 +4,9 @@ import os
 
 import pytest
 import torch
-from tiny import random_split
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from babylm_train.babylm.milestones import Milestones, beginning, revisions
+from babylm_train.babylm.milestones import Milestones, revisions
 from babylm_train.babylm.track import Track, name_of
 from babylm_train.data.tokenizer import Byte
 from babylm_train.errors import InputError, PreemptedError
@@ -30,10 +29,6 @@ def make(make_trainer, tmp_path):
     return build
 
 
-def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
-
-
 def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     trainer = make("run", log_every=1)
     state = trainer.train()
@@ -48,9 +43,8 @@ def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     model = AutoModelForCausalLM.from_pretrained(last)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
-    loaded = AutoTokenizer.from_pretrained(last)
-    mark = loaded("w")["input_ids"][0]  # first, as in training
-    assert mark == loaded.eos_token_id == loaded.bos_token_id == model.config.bos_token_id
+    tokenizer = AutoTokenizer.from_pretrained(last)
+    assert tokenizer("w")["input_ids"][0] == tokenizer.eos_token_id  # the mark first, as in training
     twins = (trainer.milestones.directory / name_of(mark) / "model.safetensors" for mark in (30, 31))
     assert os.path.samefile(*twins)  # one update reached both: one file
     assert len(list(trainer.checkpoints.directory.glob("checkpoint_*.pt"))) < len(MARKS)  # pruned, revisions are not
@@ -80,7 +74,11 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
     last = make("part")
     last.load_checkpoint(last.checkpoints.newest()[1])
     last.train()
-    assert contents(tmp_path / "part/milestones") == contents(tmp_path / "whole/milestones")
+    one, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "part/milestones", tmp_path / "whole/milestones")
+    )
+    assert one == other
 
 
 def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_path):
@@ -95,19 +93,6 @@ def test_a_run_that_goes_on_from_another_takes_its_milestones_along(make, tmp_pa
     assert names == {name_of(mark) for mark in [*MARKS, whole.state.words]}
     twins = (tmp_path / name / "milestones/chck_5/model.safetensors" for name in ("first", "second"))
     assert os.path.samefile(*twins)
-
-
-def test_a_damaged_record_is_named_and_names_are_short_and_few_tokens_are_checked(tmp_path):
-    assert [name_of(mark) for mark in (10**6, 10**8, 1500)] == ["chck_1M", "chck_100M", "chck_1500"]
-    (tmp_path / "chck_5").mkdir()
-    (tmp_path / "chck_5/milestone.json").write_text('{"name": "chck_5"}')
-    with pytest.raises(InputError, match=r"chck_5/milestone\.json"):
-        revisions(tmp_path)
-    split = random_split(40, 1)
-    assert len(beginning(split, 0).offsets) == 2  # a document at least
-    part = beginning(split, 50)
-    assert part.offsets[-1] == len(part.ids) <= 50 < split.offsets[len(part.offsets)]
-    assert part.words.sum() == part.word_starts.sum()
 
 
 def strict(**changes) -> Track:
@@ -130,11 +115,9 @@ def test_what_breaks_a_track_is_refused_with_the_figures(track, given, figures):
 
 
 def test_what_keeps_to_a_track_is_not():
-    with pytest.raises(InputError, match=r"track\.milestones"):
-        strict(milestones=[1, 1])
     strict().refuse(100, 1000, 50, [])
     strict(outside_words=20).refuse(80, 800, 50, ["tokenizer.name=x"])
     strict(corpus_words=None, epochs=None).refuse(10**9, 10**12, 50, ["tokenizer.name=x"])
-    (warning,) = strict(milestones=[50, 2000, 3000]).warnings(1000)
-    assert "2 milestones from chck_2000 on" in warning
+    assert len(strict(milestones=[50, 2000, 3000]).warnings(1000)) == 1
     assert strict(milestones=[50]).warnings(50) == ()
+    assert [name_of(mark) for mark in (10**6, 10**8, 1500)] == ["chck_1M", "chck_100M", "chck_1500"]

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import nano
 from hindi_stories.pairs import minimal_pairs
 from hindi_stories.stories import generate
 
 from babylm_train.babylm import preflight
-from babylm_train.data.tokenizer import Byte
 from babylm_train.evaluation import command as evaluate
 from babylm_train.evaluation.pairs import read_pairs, score_pairs
-from babylm_train.model.export import write_model
 
 DOC = Path(__file__).parents[2] / "docs" / "BABYLM.md"
 # The same commands at the scale of a test.
@@ -71,7 +68,6 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_the_ten_commands():
     assert len(COMMANDS) == 10
-    assert len({module for _, _, module, *_ in COMMANDS}) == 6
     result = json.loads(Path("causal/result.json").read_text())
     words = len(Path("corpus/a.txt").read_text(encoding="utf8").split())
     assert result["words"] == 2 * words
@@ -87,11 +83,9 @@ def test_the_ten_commands():
 
 
 def test_the_card_shows_values_but_no_environment_and_no_markup(workplace, monkeypatch):
-    """Interpolations as they were composed; text of the environment stays a name; a stranger's text stays text."""
     run = workplace / "hybrid.2"
     shutil.copytree("hybrid", run)
     text = (run / "config.yaml").read_text(encoding="utf8").replace("cache_dir: cache", "cache_dir: ${oc.env:CACHE}")
-    text = text.replace("batch_size: 4", "batch_size: ${seed}4")
     text = text.replace("text_field: text", "text_field: ${oc.env:WORD}")
     (run / "config.yaml").write_text(text, encoding="utf8")
     rewrite(run / "result.json", device="\x1b[2J<script>alert(1)</script>")
@@ -102,8 +96,8 @@ def test_the_card_shows_values_but_no_environment_and_no_markup(workplace, monke
     assert not (workplace / "elsewhere").exists()  # a run's directory does not say where is written
     card = (run / "model/README.md").read_text(encoding="utf8")
     assert all(line.isprintable() for line in card.splitlines())
-    assert not any(text in card for text in ("<script>", "${seed}", "elsewhere", "language:"))
-    assert all(text in card for text in ("# hybrid_2\n", "batch_size=04", "text_field=${oc.env:WORD}"))
+    assert not any(text in card for text in ("<script>", "elsewhere", "language:"))
+    assert all(text in card for text in ("# hybrid_2\n", "text_field=${oc.env:WORD}"))
 
 
 def test_more_words_than_the_track_allows_are_found():
@@ -112,15 +106,6 @@ def test_more_words_than_the_track_allows_are_found():
     assert all(ok for ok, _ in preflight.check_ledger(run, words // 2))
     failed = [text for ok, text in preflight.check_ledger(run, words // 11) if not ok]
     assert failed == [f"{words:,} words seen, track strict_small allows {words // 11 * 10:,} (10 epochs)"]
-
-
-@pytest.mark.parametrize("backend", ["causal", "mntp"])
-def test_a_tokenizer_without_padding_is_read_too(tmp_path, backend):
-    tokenizer = Byte().build([])
-    tokenizer.model_max_length, tokenizer.pad_token = 16, None
-    write_model(nano("gpt2", len(tokenizer), 16), tokenizer, tmp_path / "m", ("causal", "mntp"))
-    assert preflight.check_interface(tmp_path / "m", backend, ["राम"])[0]
-    assert preflight.check_interface(tmp_path / "m", backend, [])[0] is None
 
 
 def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
@@ -146,8 +131,6 @@ def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
     [
         (["hybrid", "license=mit", "push_to=me/hindi"], "push_to=me/hindi"),
         (["hybrid", "licence=mit"], "did you mean license"),
-        (["corpus"], "config.yaml"),
-        (["causal", "hybrid"], "one run"),
     ],
 )
 def test_refused_in_one_line(monkeypatch, capsys, arguments, named):
@@ -168,8 +151,7 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys,
     command = ["babylm_train.preflight", str(run), "license=mit", "cache_dir=cache"]
     if file in EVALUATED:
         command = ["babylm_train.evaluate", str(run), "pairs=pairs.jsonl"]
-    in_its_place = [b"", sound[: len(sound) // 2], b"[3]\n", b"1" * 5000 + b"\n", b"[" * 100_000 + b"\n"]
-    for content in [*in_its_place, b'{"a": "\\ud800"}\n', b"\xff" + sound, None]:
+    for content in [b"", sound[: len(sound) // 2], b"[3]\n", b"[" * 100_000 + b"\n", b"\xff" + sound, None]:
         (run / file).unlink()
         if content is not None:
             (run / file).write_bytes(content)
@@ -188,8 +170,6 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys,
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
         ("config.json", {"n_layer": 2}),  # drawn at random where the weights have none
         ("config.json", {"model_type": "evil"}),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}),
-        ("tokenizer_config.json", {"model_max_length": -1}),
     ],
 )
 def test_a_model_of_a_stranger_runs_no_code_and_gives_no_wrong_score(tmp_path, monkeypatch, capsys, file, changes):
@@ -218,24 +198,15 @@ def test_the_code_beside_the_weights_has_to_be_ours_and_nothing_is_unpickled(tmp
     assert "safetensors" in capsys.readouterr().err
 
 
-TASK = {
-    "task": "hindi_pairs",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"validation": "pairs.jsonl"}},
-    "output_type": "multiple_choice",
-    "validation_split": "validation",
-    "doc_to_text": "",
-    "doc_to_target": 0,
-    "doc_to_choice": "{{[good, bad]}}",
-    "target_delimiter": "",
-    "metric_list": [{"metric": "acc"}],
-}
+TASK = """{task: hindi_pairs, dataset_path: json, dataset_kwargs: {data_files: {validation: pairs.jsonl}},
+validation_split: validation, output_type: multiple_choice, doc_to_text: "", doc_to_target: 0,
+doc_to_choice: "{{[good, bad]}}", target_delimiter: "", metric_list: [{metric: acc}]}"""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed: make lm-eval")
 def test_lm_eval_finds_the_same_accuracy(workplace):
     (workplace / "tasks").mkdir()
-    (workplace / "tasks/hindi_pairs.yaml").write_text(json.dumps(TASK))
+    (workplace / "tasks/hindi_pairs.yaml").write_text(TASK)
     run = "-m lm_eval --model hf --model_args pretrained=causal/model,dtype=float32 --tasks hindi_pairs --include_path tasks"
     subprocess.run([sys.executable, *run.split(), "--device", "cpu", "--output_path", "lm_eval"], check=True)
     (path,) = Path("lm_eval").rglob("results_*.json")
