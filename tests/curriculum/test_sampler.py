@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule
-from babylm_train.curriculum.strategy import (
-    DynamicCurriculum,
-    LengthBasedCurriculum,
-    NoCurriculum,
-    RandomCurriculum,
-    create_curriculum_strategy,
-)
+from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum, RandomCurriculum
 from babylm_train.errors import InputError
 
 
@@ -23,14 +17,6 @@ def manager(schedule, scores, words=None, strategy=None, *, begin=None, **option
     return built.begin(np.array(scores, dtype=float), words, **(begin or {}))
 
 
-def test_ten_thresholds_over_ten_thousand_documents():
-    run = manager(LinearSchedule(10), np.arange(10_000), begin={"epochs": 10})
-    parts = [run.prepare_epoch(epoch) for epoch in range(10)]
-    assert [round(p.threshold, 2) for p in parts] == [0.20, 0.29, 0.38, 0.47, 0.56, 0.64, 0.73, 0.82, 0.91, 1.00]
-    assert set(parts[0].pool) == set(range(2000))
-    assert len(parts[-1].pool) == 10_000
-
-
 @pytest.mark.parametrize(
     ("on", "min_pool", "expected"),  # of 5 documents: ceil(.3 x 5); 1+1+1 of 10 words >= 3; scores <= .3
     [("rank", 1, 2), ("words", 1, 3), ("score", 1, 4), ("rank", 3, 3), ("rank", 9, 5)],
@@ -38,33 +24,20 @@ def test_ten_thresholds_over_ten_thousand_documents():
 def test_what_the_threshold_is_a_share_of_and_the_smallest_pool(on, min_pool, expected):
     scores, words = [0, 0.1, 0.2, 0.25, 1.0], [1, 1, 1, 3, 4]
     run = manager(LinearSchedule(9, 0.3), scores, words, threshold_on=on, min_pool=min_pool, begin={"epochs": 9})
-    assert len(run.prepare_epoch(0).pool) == expected
-
-
-@pytest.mark.parametrize(
-    ("strategy", "full_warns", "linear_warns"), [("length", 1, 0), ("dynamic", 0, 0), ("none", 0, 1)]
-)
-def test_a_ranking_or_a_schedule_without_effect_is_said(caplog, strategy, full_warns, linear_warns):
-    for schedule, warns in ((FullSchedule(), full_warns), (LinearSchedule(3), linear_warns)):
-        caplog.clear()
-        manager(schedule, np.arange(9.0), strategy=create_curriculum_strategy(strategy), begin={"epochs": 3})
-        assert sum("every epoch admits everything" in r.message for r in caplog.records) == warns
+    assert set(run.prepare_epoch(0).pool) == set(range(expected))
 
 
 def test_equal_scores_rank_by_the_seed_and_warn(caplog):
     runs = [manager(LinearSchedule(4), [1.0] * 100, seed=seed, begin={"epochs": 4}) for seed in (1, 2)]
     pools = [set(run.prepare_epoch(0).pool) for run in runs]
     assert len(pools[0]) == len(pools[1]) == 20 < len(pools[0] | pools[1])
-    assert [r.message for r in caplog.records] == ["every document has the difficulty 1: their order is random"] * 2
+    assert all("their order is random" in r.message for r in caplog.records)
 
 
 @pytest.mark.parametrize(("scores", "named"), [([0.0, np.nan], "document 1 "), ([0.0], "scores")])
 def test_a_score_that_is_missing_or_no_number_is_named(scores, named):
     with pytest.raises(InputError, match=named):
         manager(FullSchedule(), scores, [1, 1])
-
-
-BEGIN = {"epochs": 4, "targets_per_update": 20, "max_length": 5}
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,7 +48,7 @@ BEGIN = {"epochs": 4, "targets_per_update": 20, "max_length": 5}
 )
 def test_matched_pacing_gives_every_arm_the_same_budget(targets, max_steps, seed):
     sizes, budgets = np.array(targets), set()
-    begin = {**BEGIN, "max_steps": max_steps, "targets": sizes}
+    begin = {"epochs": 4, "targets_per_update": 20, "max_length": 5, "max_steps": max_steps, "targets": sizes}
     random = (RandomCurriculum(), LinearSchedule(4))
     for strategy, schedule in ((NoCurriculum(), FullSchedule()), random, (None, LinearSchedule(4, 0.5))):
         run = manager(schedule, sizes.astype(float), strategy=strategy, seed=seed, begin=begin)
@@ -89,21 +62,6 @@ def test_matched_pacing_gives_every_arm_the_same_budget(targets, max_steps, seed
             drawn = part.order[: len(part.pool)]
             assert len(set(drawn)) == len(drawn)
     assert len(budgets) == 1
-
-
-def test_a_full_pool_is_drawn_on_across_slices():
-    # 4 slices of 2 updates of 20 targets = 160 of 200 targets: no document may come twice before all came once
-    begin = {**BEGIN, "max_steps": 8, "targets": np.full(20, 10)}
-    run = manager(FullSchedule(), np.zeros(20), strategy=NoCurriculum(), begin=begin)
-    order = np.concatenate([run.prepare_epoch(e).order[run.records[e]["position"] // 10 :][:4] for e in range(4)])
-    assert len(set(order)) == 16
-
-
-def test_nothing_goes_before_begin():
-    run = CurriculumTrainingManager(LengthBasedCurriculum(), FullSchedule())
-    for call, argument in ((run.prepare_epoch, 0), (run.report_performance, 3.0)):
-        with pytest.raises(InputError, match="begin"):
-            call(argument)
 
 
 def test_single_pass_plans_its_total_from_the_schedule():

@@ -16,8 +16,6 @@ from babylm_train.curriculum.schedule import (
 )
 from babylm_train.errors import InputError
 
-GROWING = [LinearSchedule, RootSchedule, ExponentialSchedule]
-
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
@@ -32,10 +30,7 @@ GROWING = [LinearSchedule, RootSchedule, ExponentialSchedule]
         (ExponentialSchedule(4, 0.1, 0.8), [0.1, 0.2, 0.4, 0.8]),
         (LinearSchedule(5, 0.2, 1.0, warmup_epochs=2), [0.2, 0.2, 0.2, 0.6, 1.0]),
         (LinearSchedule(5, 0.2, 1.0, warmup_epochs=5), [1.0] * 5),
-        (LinearSchedule(1, 0.2, 0.9), [0.9]),
         (StepSchedule(6, 0.2, [2, 4], [0.5, 1.0]), [0.2, 0.2, 0.5, 0.5, 1.0, 1.0]),
-        (StepSchedule(3, 0.2, [0], [0.5]), [0.5, 0.5, 0.5]),
-        (StepSchedule(1), [1.0]),
     ],
 )
 def test_thresholds_by_epoch(schedule, expected):
@@ -68,19 +63,15 @@ def test_performance_holds_still_during_warmup():
     assert schedule.threshold(0.29, history) == schedule.upper_bound(0.2) == 0.2
     assert schedule.threshold(0.4, [*history, (0.4, 2.0)]) == pytest.approx(0.3)
     assert schedule.upper_bound(0.3) == 1.0
-    for full in (performance(epochs=1), performance(warmup_epochs=10)):
-        assert full.threshold(0.0) == full.upper_bound(0.0) == 1.0
 
 
 @pytest.mark.parametrize(
     ("losses", "window", "held", "expected"),
     [
-        ([3.0], 4, 0, 0.5),
         ([3.0, 2.0], 4, 0, 0.6),
         ([9.0, 9.0, 1.0, 2.0], 2, 3, 0.4),  # only the window counts
         ([1.0, 9.0, 4.0], 4, 2, 0.6),  # the middle one belongs to the first half: (1 + 9) / 2 > 4
         ([9.0, 1.0, 3.0, 5.0, 3.0], 5, 4, 0.6),  # (9 + 1 + 3) / 3 > (5 + 3) / 2
-        ([2.0, float("nan")], 4, 0, 0.4),
         ([3.0, *[2.0, 3.0] * 20], 2, 0, 0.5),  # up and down again is exactly where it was
     ],
 )
@@ -91,11 +82,8 @@ def test_what_losses_move(losses, window, held, expected):
 @pytest.mark.parametrize(
     ("kind", "arguments", "named"),
     [
-        (LinearSchedule, {"start_threshold": 0.0}, "start_threshold"),
         (LinearSchedule, {"start_threshold": 0.8, "end_threshold": 0.5}, "start_threshold"),
         (StepSchedule, {"step_epochs": [1, 2], "step_thresholds": [0.5]}, "step_epochs"),
-        (StepSchedule, {"step_epochs": [2, 2], "step_thresholds": [0.5, 1.0]}, "step_epochs"),
-        (StepSchedule, {"start_threshold": 0.6, "step_epochs": [1], "step_thresholds": [0.5]}, "step_thresholds"),
         (PerformanceSchedule, {"performance_window": 1}, "performance_window"),
     ],
 )
@@ -105,6 +93,7 @@ def test_bad_arguments_are_named(kind, arguments, named):
 
 
 shares = st.floats(0.001, 1.0)
+GROWING = [LinearSchedule, RootSchedule, ExponentialSchedule]
 
 
 @given(st.sampled_from(GROWING), st.integers(1, 60), shares, shares, st.floats(0, 1), st.lists(st.floats(0, 1)))

@@ -1,16 +1,12 @@
 """Scores against numbers worked out by hand and against scipy."""
 
-import inspect
 import json
 import math
 import runpy
-import sys
 
 import numpy as np
 import pytest
-import yaml
 from hydra.utils import instantiate
-from pydantic import ValidationError
 from scipy.stats import rankdata
 
 from babylm_train.config import CONF, check_command_line
@@ -19,13 +15,12 @@ from babylm_train.curriculum.strategy import FrequencyBasedCurriculum as Frequen
 from babylm_train.curriculum.strategy import LengthBasedCurriculum as Length
 from babylm_train.curriculum.strategy import MorphologicalComplexityCurriculum as Morphological
 from babylm_train.curriculum.strategy import create_curriculum_strategy as create
-from babylm_train.errors import InputError, arguments
+from babylm_train.errors import InputError
 
-NAMES = ["none", "length", "frequency", "morphological", "combined", "dynamic", "random"]
 TEXTS = ["मैं घर जाता हूँ।", "वह स्कूल में पढ़ता है।", "लड़के ने किताब को पढ़ा था।", "घर", "राम ने रोटी खा ली और सो गया।"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["none", "length", "frequency", "morphological", "combined", "dynamic", "random"])
 def test_every_strategy(name):
     made, turned = create(name), create(name, reverse=True)
     scores = made.compute_difficulty(TEXTS)
@@ -85,17 +80,9 @@ def test_frequency_from_the_documents_or_a_list(tmp_path):
     assert str(path) in made.outside_text
     path.write_text("क\t7\n", encoding="utf-8")
     assert Frequency(frequency_list=str(path)).identity() != made.identity()
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [("क\t1\nख 2\n".encode(), "list.tsv:2"), (b"\xff\t2\n", "list.tsv.* byte 0xff"), (None, "list.tsv")],
-)
-def test_bad_frequency_lists_name_the_line(tmp_path, data, message):
-    if data is not None:
-        (tmp_path / "list.tsv").write_bytes(data)
-    with pytest.raises(InputError, match=message):
-        Frequency(frequency_list=str(tmp_path / "list.tsv"))
+    path.write_text("क\t1\nख 2\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"list\.tsv:2"):
+        Frequency(frequency_list=str(path))
 
 
 def test_combined_is_the_weighted_mean_of_ranks():
@@ -122,60 +109,23 @@ def test_the_base_of_dynamic_is_chosen_as_a_group():
     (config,) = check_command_line([*chosen, "curriculum.strategy.base.max_length=9", "trainer.epochs=3"])
     made = instantiate(config.curriculum, _convert_="all").strategy
     assert (made.name, made.base, made.min_threshold) == ("dynamic", Length(max_length=9), 0.1)
-    (config,) = check_command_line(chosen[:1])
-    assert instantiate(config.curriculum, _convert_="all").strategy.base == CombinedCurriculum()
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "named"),
-    [
-        ("morphological", {"case_weight": -1}, "case_weight"),
-        ("combined", {"morphological": 0, "length": 0, "frequency": 0}, "morphological"),
-        ("dynamic", {"min_threshold": 0.9, "max_threshold": 0.5}, "min_threshold"),
-        ("dynamic", {"base": create("none")}, "base"),
-        ("lenght", {}, "lenght"),
-    ],
-)
-def test_what_does_not_fit_is_named(name, options, named):
-    with pytest.raises((InputError, ValidationError), match=named):
-        create(name, **options)
-
-
-@arguments(frozen=False)
 class Given(Curriculum):
     """A user's own strategy."""
 
     name = "given"
 
-    scores: list[float]
-
     def score(self, documents):
-        return np.array(self.scores)
-
-
-class Corpus(list):
-    fingerprint = "of these texts"
+        return np.array([2, 1])
 
 
 def test_a_strategy_of_ones_own_is_scored_once(tmp_path, monkeypatch):
-    made, split = create("given", scores=[2, 1]), Corpus("ab")
+    made, split = create("given"), type("Corpus", (list,), {"fingerprint": "of these texts"})("ab")
     assert made.sort_by_difficulty(split)[0] == ["b", "a"]
-    assert score_documents(made, split, tmp_path).tolist() == [2, 1]
-    assert score_documents(Given([3, 4]), split, tmp_path).tolist() == [3, 4]
-    monkeypatch.setattr(Given, "score", None)
-    assert score_documents(Given([2, 1]), split, tmp_path).tolist() == [2, 1]
-    assert not score_documents(create("none"), split, tmp_path).any()
-
-
-@pytest.mark.parametrize("path", sorted({*CONF.glob("curriculum/*/*.yaml")} - {CONF / "curriculum/strategy/anti.yaml"}))
-def test_defaults_in_conf_are_those_of_the_classes(path):
-    fragment = yaml.safe_load(path.read_text(encoding="utf-8"))
-    module, _, kind = fragment.pop("_target_").rpartition(".")
-    parameters = inspect.signature(getattr(sys.modules[module], kind)).parameters
-    fragment.pop("defaults", None)  # in which dynamic has its base
-    assert fragment.keys() == parameters.keys() - {"base"}
-    for key, value in fragment.items():
-        assert str(value).startswith("${") or parameters[key].default in (value, tuple(np.atleast_1d(value).tolist()))
+    for _ in range(2):
+        assert score_documents(made, split, tmp_path).tolist() == [2, 1]
+        monkeypatch.setattr(Given, "score", None)
 
 
 def test_the_example_trains_on_growing_pools(tmp_path, monkeypatch, capsys):
