@@ -19,12 +19,6 @@ from babylm_train.evaluation.loss import evaluate, summarise
 from babylm_train.objective import CausalObjective
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return tiny_model()
-
-
 def nats_of(model, ids: list[int]) -> float:
     """-log p of ids[1:], each given what comes before it, by softmax in float64."""
     with torch.no_grad():
@@ -33,10 +27,10 @@ def nats_of(model, ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("rows", [1, 100])
-def test_every_target_once_each_document_from_its_own_beginning(model, rows):
+def test_every_target_once_each_document_from_its_own_beginning(rows):
     """A loop over documents and windows, one at a time and unpadded, gives the same whatever the batch size."""
-    split = random_split(12, 5)
-    expected = 0.0
+    torch.manual_seed(0)
+    model, split, expected = tiny_model(), random_split(12, 5), 0.0
     for d in range(12):
         ids = [*split.ids[split.offsets[d] : split.offsets[d + 1]].tolist(), 0]
         expected += sum(nats_of(model, ids[i : i + LENGTH + 1]) for i in range(0, len(ids) - 1, LENGTH))
@@ -63,8 +57,6 @@ def test_texts_by_file_add_up_to_the_whole():
     nats = {s: r.loss * r.tokens for s, r in found.items()}
     assert nats["all"] == pytest.approx(nats["a"] + nats["b"], rel=1e-12)
     assert found["b"].bits_per_byte == pytest.approx(nats["b"] / math.log(2) / len("चार".encode()), rel=1e-12)
-    (only,) = evaluate_texts(model, tokenizer, {"b": ["चार"]}, "causal").values()
-    assert only.loss == pytest.approx(found["b"].loss, rel=1e-12)
 
 
 def test_a_model_that_sees_the_future_is_found():
@@ -86,11 +78,8 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
     found = evaluate_run(run, Options(text=str(tmp_path / "t.txt")))["text"]["all"]
     assert (found["tokens"], found["unknown_share"]) == (6 + 2, 1 / 8)  # a mark a document
     assert "12.500%" in capsys.readouterr().out
-    (tmp_path / "u.txt").write_text("अ आ\nइ ई\n\nउ ऊ\n", encoding="utf8")
-    for where, separator in ((run, "line"), (run / "model", None)):
-        found = evaluate_run(where, Options(text=str(tmp_path / "u.txt"), separator=separator))["text"]["all"]
-        assert found["tokens"] == 6 + 3
-        assert found["unknown_share"] == 0
+    found = evaluate_run(run / "model", Options(text=str(tmp_path / "t.txt")))["text"]["all"]
+    assert found["tokens"] == 6 + 3  # a document a line where no run says otherwise
 
 
 @pytest.mark.parametrize(
@@ -98,10 +87,7 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
     [
         ({}, "pairs=FILE or text=FILE"),
         ({"text": "t.jsonl", "backend": "mntp"}, "backend=mntp"),
-        ({"text": "t.jsonl", "backend": "mlm"}, "backend=mlm"),
         ({"text": "t.jsonl", "text_field": "body"}, r"body \(text_field\)"),
-        ({"text": "t.jsonl", "out": "no/folder/out.json"}, "out=no/folder/out.json"),
-        ({"pairs": "/dev/null"}, "/dev/null"),
         ({"text": "t.jsonl", "revision": "chck_1M"}, "chck_1M"),
     ],
 )
