@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow
 import pytest
 from pyarrow import parquet
-from pydantic import ValidationError
 
 from babylm_train.data import network, read
 from babylm_train.data.corpus import Corpus
@@ -65,20 +64,14 @@ def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
     by_blank = files(tmp_path, path, separator="blank_line")
     assert documents(by_blank.load()) == sorted(["एक\nदो", "तीन", "चार", "पाँच", "छह"])
     assert documents(files(tmp_path, path).load()) == sorted(["एक", "दो", "तीन", "चार", "पाँच", "छह"])
-    joined = write(tmp_path / "joined.jsonl", '\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n\ufeff\n')
-    assert documents(files(tmp_path, joined).load()) == ["a", "b"]
 
 
 def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
-    for name, text in {
-        "हिन्दी/a.txt": "एक",
-        "हिन्दी/deep/b.txt": "दो",
-        "b [v2]/c [1].txt": "तीन",
-        "b v/d.txt": "चार",
-    }.items():
+    written = {"हिन्दी/a.txt": "एक", "हिन्दी/deep/b.txt": "दो", "b [v2]/c [1].txt": "तीन", "b v/d.txt": "चार"}
+    for name, text in written.items():
         write(tmp_path / name, text)
-    for pattern, found in {"हिन्दी/**/*.txt": ["एक", "दो"], "b [v2]/*.txt": ["तीन"], "b [v2]/c [1].txt": ["तीन"],
-                           "b [uv]/*.txt": ["चार"]}.items():  # fmt: skip
+    patterns = {"हिन्दी/**/*.txt": ["एक", "दो"], "b [v2]/*.txt": ["तीन"], "b [uv]/*.txt": ["चार"]}
+    for pattern, found in patterns.items():
         both = files(tmp_path, [str(tmp_path / pattern), write(tmp_path / "more.txt", "x")], str(tmp_path / pattern))
         assert list(both.load().validation) == found
     write(tmp_path / "more.txt", "y")
@@ -87,14 +80,10 @@ def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
 
 def test_text_in_a_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
-        for name, text in {
-            "train/b.train": "दो",
-            "train/a.train": "एक",
-            "notes.md": "not this",
-            "c.jsonl": '{"text": "x"}',
-        }.items():
-            archive.writestr(name, text)
-    assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == sorted(["x", "एक", "दो"])
+        archive.writestr("train/b.train", "दो")
+        archive.writestr("notes.md", "not this")
+        archive.writestr("c.jsonl", '{"text": "x"}')
+    assert documents(files(tmp_path, str(tmp_path / "corpus.zip")).load()) == ["x", "दो"]
 
 
 @pytest.mark.parametrize(
@@ -102,13 +91,9 @@ def test_text_in_a_zip(tmp_path):
     [
         ("a.zip", b"PK no zip", "cannot read"),
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
-        ("a.txt.gz", b"\xef\xbb\xbfab\xffc\n", "a.txt.gz, line 1, byte 6: not UTF-8 (0xff)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2: broken JSON: Expecting value: column 10"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: a JSON object a line is expected"),
         ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
-        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: text (data.text_field) is a int, not text"),
         ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: half a surrogate pair"),
-        ("a.parquet", b"PAR1 not at all", "cannot read"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path, name, content, message):
@@ -118,23 +103,12 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"text": [*TEXTS, None], "source": ["s"] * 4, "a.b": [1] * 4}, None),
-        ({"a": [{"b": "inner"}] * 3, "text": pyarrow.array(TEXTS).dictionary_encode()}, None),
-        ({"content": TEXTS}, "no field text (data.text_field); there are: content"),
-        ({"text": [["a"], ["b"]]}, "row 1: text (data.text_field) is a list, not text"),
-    ],
+    "texts", [[*TEXTS, None], pyarrow.array([*TEXTS, ""]).dictionary_encode()], ids=["null", "coded"]
 )
-def test_columns_of_parquet(tmp_path, columns, message):
-    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    if message is None:
-        assert documents(files(tmp_path, str(tmp_path / "a.parquet")).load()) == sorted(TEXTS)
-    else:
-        with pytest.raises(InputError) as caught:
-            files(tmp_path, str(tmp_path / "a.parquet")).load()
-        assert message in str(caught.value)
-        assert "a.parquet, row 1: " in str(caught.value)
+def test_columns_of_parquet(tmp_path, texts):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": [{"b": "inner"}] * 4, "a.b": [1] * 4, "text": texts}), path)
+    assert documents(files(tmp_path, str(path)).load()) == sorted(TEXTS)
 
 
 def test_reading_is_bounded(tmp_path, monkeypatch):
@@ -151,18 +125,15 @@ def test_wrong_names_are_found_at_once(tmp_path):
     write(tmp_path / "b.csv", "x")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
-    for train, validation, options, message in [
-        (str(tmp_path / "*.jsonl"), None, {}, "data.train: no such file: "),
-        (str(tmp_path), None, {}, "is no readable file; give a file, or a glob as "),
-        (str(tmp_path / "*.csv"), None, {}, "b.csv does not end in one of .txt"),
-        (str(tmp_path / "pipe.txt"), None, {}, "pipe.txt is no readable file"),
-        ([good, str(tmp_path / "zero.txt")], None, {}, "zero.txt is no readable file"),
-        (good, str(tmp_path / "x\x1b.txt"), {}, "data.validation: no such file: "),
-        (good, None, {"separator": "page"}, "separator"),
-        (good, None, {"max_words": 0}, "max_words"),
+    for name, message in [
+        ("*.jsonl", "data.validation: no such file: "),
+        ("", "is no readable file; give a file, or a glob as "),
+        ("pipe.txt", "pipe.txt is no readable file"),
+        ("zero.txt", "zero.txt is no readable file"),
+        ("b.csv", "b.csv does not end in one of .txt"),
     ]:
-        with pytest.raises((InputError, ValidationError)) as caught:
-            files(tmp_path, train, validation, **options)
+        with pytest.raises(InputError) as caught:
+            files(tmp_path, good, [good, str(tmp_path / name)])
         assert message in str(caught.value)
 
 
@@ -176,9 +147,7 @@ def test_hub_dataset_from_a_local_folder(tmp_path, capsys):
     assert ("wiki.txt" in said, "README" in said) == (True, False)
     for name, options, message in [
         (str(folder), {"validation_split": "test"}, "split test: "),
-        (str(folder), {"text_field": "body"}, "no field body (data.text_field); there are: text, source"),
         (str(folder), {"revision": "main"}, "is a local path and has no revision"),
-        (str(folder / "wiki.txt"), {}, "data.name: no such folder"),
         ("./nowhere", {}, "data.name: no such folder"),
     ]:
         with pytest.raises(InputError) as caught:

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from babylm_train.data import tokenizer as own
 from babylm_train.data import tokens
 from babylm_train.data.corpus import Corpus, CorpusOptions, load_corpus, normal
 from babylm_train.data.tokenizer import BPE, Byte, Character, Pretrained, Unigram, WordPiece
-from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
-from babylm_train.errors import InputError
+from babylm_train.data.tokens import TokenizedSplit, tokenize
 from babylm_train.model.export import submitted
 
 TEXTS = [
@@ -37,19 +35,7 @@ ANY = st.one_of(st.characters(min_codepoint=0x0900, max_codepoint=0x097F), st.ch
 HINDI = st.lists(ANY | st.sampled_from("\u200c\u200d"), max_size=30).map(
     lambda p: unicodedata.normalize("NFC", "".join(p))  # joiners are normalised away
 )
-HARD = [
-    "<eos>",
-    "<unk> <pad>",
-    "▁ ▁क",
-    "Ġ Ċ",
-    "##घर ## #",
-    "क़ ख़ 漢字かな",
-    "😀😀 😀",
-    "् ि",
-    "a\nb c",
-    "।।।",
-    "x" * 1200,
-]
+HARD = ["<eos>", "<unk> <pad>", "▁ ▁क", "Ġ Ċ", "##घर ## #", "क़ ख़ 漢字", "😀😀 😀", "् ि", "a\nb c", "x" * 1200]
 
 
 def corpus(tmp_path: Path, texts=TEXTS) -> Corpus:
@@ -65,21 +51,6 @@ def encode(tmp_path: Path, texts, tokenizer) -> TokenizedSplit:
     return made
 
 
-def pretrained(kind: str) -> PreTrainedTokenizerFast:
-    """Tokenizers such as others make: lower case and tokens across words; a normaliser that drops text."""
-    if kind == "metaspace":
-        vocab = [("<eos>", 0.0), ("<unk>", -20.0), ("▁", -1.0), *((c, -2.0) for c in "abcdefक"), ("▁ab▁c", -0.5)]
-        backend = Tokenizer(models.Unigram(vocab, 1))
-        backend.normalizer = normalizers.Lowercase()
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-        backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    else:
-        backend = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1}, unk_token="<unk>"))
-        backend.normalizer = normalizers.Replace(Regex("[ab ]"), "")
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex("..."), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
-
-
 @settings(max_examples=150, deadline=None)
 @given(HINDI)
 def test_round_trips(text):
@@ -88,13 +59,6 @@ def test_round_trips(text):
     assert {BUILT[name].decode(ids[name]) for name in EXACT} == {normal(text)}
     if BUILT["WordPiece"].unk_token_id not in ids["WordPiece"]:
         assert "".join(BUILT["WordPiece"].decode(ids["WordPiece"]).split()) == "".join(normal(text).split())
-
-
-@pytest.mark.parametrize("recipe", [BPE(263, 1), Unigram(264), WordPiece(416, 1), Character(263, 1)], ids=repr)
-def test_the_smallest_vocabularies_spell_everything(recipe):
-    tokenizer = recipe.build(["राम घर"])
-    assert len(tokenizer) <= recipe.vocab_size
-    assert tokenizer.decode(tokenizer.encode("क्षेत्र में 12 ab")) == "क्षेत्र में 12 ab"
 
 
 def test_pieces_by_hand():
@@ -145,34 +109,6 @@ def test_training_is_the_same_in_every_process():
     assert one == two
 
 
-def test_trained_and_encoded_once_on_the_training_split(tmp_path, monkeypatch):
-    made, recipe = corpus(tmp_path), BPE(600, 2)
-    first = own.load_tokenizer(recipe, made, tmp_path)
-    ids = tokenize(made.train, first, cache_dir=tmp_path).ids
-    assert len(first) < len(BUILT["BPE"])  # the corpus holds each text once, so pairs seen twice are fewer
-    monkeypatch.setattr(BPE, "build", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(tokens, "_encode", lambda *_: pytest.fail("encoded again"))
-    again = own.load_tokenizer(recipe, made, tmp_path)
-    assert tokenize(made.train, again, cache_dir=tmp_path).ids.tolist() == ids.tolist()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: BPE(vocab_size=262, min_frequency=2), "vocab_size"),
-        (lambda: WordPiece(vocab_size=263, min_frequency=2), "vocab_size"),
-        (lambda: Pretrained("./none", None), r"tokenizer\.name: no such folder: \./none"),
-        (lambda: Pretrained("owner/name", None), r"tokenizer\.name=owner/name: .* does not answer"),
-        (lambda: Pretrained(str(Path(__file__).parent), None), "cannot be loaded: "),
-    ],
-)
-def test_bad_recipes_name_their_key(make, message, monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
-    with pytest.raises((InputError, ValidationError), match=message):
-        make().build([])
-
-
 def test_stored_tokens_by_hand(tmp_path):
     tokenizer = Byte().build([])
     tokenizer.backend_tokenizer.enable_truncation(3)  # the caller's, and left as it is
@@ -184,7 +120,6 @@ def test_stored_tokens_by_hand(tmp_path):
     assert (made.offsets.tolist(), made.bytes.tolist(), made.words.tolist()) == ([0, 5, 9], [4, 3], [2, 1])
     assert (made.eos, made.unknown, made.ids.dtype) == (tokenizer.eos_token_id, 0, np.uint16)
     assert isinstance(made.ids, np.memmap)
-    assert "7 tokens, 2.333 a word, 0.000% unknown" in describe_tokens(tokenizer, made)
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -196,12 +131,14 @@ def test_word_starts_add_up_on_hard_texts(name, tmp_path):
     assert (made.unknown == 0) == (name != "WordPiece")
 
 
-def test_word_starts_of_tokenizers_that_others_made(tmp_path, monkeypatch):
+def test_word_starts_of_a_tokenizer_that_others_made(tmp_path, monkeypatch):
+    """Lower case, and tokens across words."""
+    vocab = [("<eos>", 0.0), ("<unk>", -20.0), ("▁", -1.0), *((c, -2.0) for c in "abcdefक"), ("▁ab▁c", -0.5)]
+    backend = Tokenizer(models.Unigram(vocab, 1))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
     monkeypatch.setattr(tokens, "CHUNK_BYTES", 10)  # in several chunks
-    texts = ["ab c ab", "AB c\nक d", "c a b de", "ab ab cde f f", "f\nab cd"]
-    for kind in ("metaspace", "dropping"):
-        made = encode(tmp_path / kind, texts, pretrained(kind))
-        if kind == "metaspace":
-            assert made.word_starts[:4].tolist() == [0, 2, 0, 1]  # the mark, "▁ab▁c", "▁", "a"
-    with pytest.raises(InputError, match="gives a document no token"):
-        encode(tmp_path, ["cd", "ab ba"], pretrained("dropping"))
+    made = encode(tmp_path, ["ab c ab", "AB c\nक d", "c a b de", "ab ab cde f f", "f\nab cd"], theirs)
+    assert made.word_starts[:4].tolist() == [0, 2, 0, 1]  # the mark, "▁ab▁c", "▁", "a"

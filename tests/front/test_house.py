@@ -68,41 +68,31 @@ def test_readme_is_short_and_its_map_is_the_code():
 def test_no_function_is_long():
     for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 50:
-                inside = [n for n in node.body[1:] if isinstance(n, ast.stmt)]
-                lines = (node.end_lineno or 0) - inside[0].lineno + 1 if ast.get_docstring(node) else 99
-                assert lines <= 50, f"{path}, line {node.lineno}: {node.name} has {lines} lines"
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node
+                assert (node.end_lineno or 0) - first.lineno < 50, f"{path}, line {node.lineno}: {node.name}"
 
 
 FIRST_UPDATE = """
 import sys
-from pathlib import Path
-from hydra.core.global_hydra import GlobalHydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from babylm_train import cli
 from babylm_train.trainer import Trainer
 
-composed, load = [], ConfigLoaderImpl.load_configuration
-
-def count(*args, **kwargs):
-    composed.append(1)
-    return load(*args, **kwargs)
-
 def stop(*_):
-    found = {Path(m.__file__) for name, m in sys.modules.items() if name.startswith("babylm_train") and m.__file__}
-    print(len(composed), *sorted(path.as_posix() for path in found if path.read_text().strip()), file=sys.stderr)
+    files = {m.__file__ for name, m in sys.modules.items() if name.startswith("babylm_train") and m.__file__}
+    print(*(file for file in files if not file.endswith("__init__.py")), file=sys.stderr)
     sys.exit(9)
 
-ConfigLoaderImpl.load_configuration, Trainer.make_update = count, stop
+Trainer.make_update = stop
 cli.main()
 """
 
 
 def test_a_plain_run_runs_few_files_before_its_first_update(tmp_path):
-    given = [*SMALL, "data.words=1500"]
-    call, ours = [sys.executable, "-c", FIRST_UPDATE, *given], {**os.environ, "PYTHONPATH": str(ROOT)}
+    call, ours = (
+        [sys.executable, "-c", FIRST_UPDATE, *SMALL, "data.words=1500"],
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     done = subprocess.run(call, cwd=tmp_path, env=ours, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
-    compositions, *files = done.stderr.splitlines()[-1].split()
-    assert int(compositions) <= 2
-    assert len([file for file in files if not file.endswith("__init__.py")]) <= 30, files
+    assert len(done.stderr.splitlines()[-1].split()) <= 30, done.stderr

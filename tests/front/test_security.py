@@ -25,34 +25,25 @@ FILES = {  # experiments somebody hands on: what the line names
     f"optimizer: {{x: {{_target_: torch.optim.AdamW, _args_: [{{{EVIL}}}]}}}}": "optimizer.x._args_.0._target_",
     "study: os.system\noptimizer: {_target_: '${study}'}": "optimizer._target_",
     f"x: !!python/object/apply:os.system ['{FIRE}']": "experiment/x.yaml",
-    f"hydra: {{callbacks: {{x: {{{EVIL}}}}}}}": "hydra.callbacks.x",
     "hydra: {launcher: {_target_: os.system}}": "hydra.launcher",
     f"hydra: {{hydra_logging: {{formatters: {{x: {{(): os.system, command: '{FIRE}'}}}}}}}}": "hydra.hydra_logging",
-    "hydra: {job_logging: {handlers: {console: {stream: 'ext://evil.stream'}}}}": "hydra.job_logging",
     "hydra: {job: {env_set: {BABYLM_ALLOW_TARGETS: os}}}": "hydra.job.env_set",
     "hydra: {launcher: {setup: [touch canary]}}": "hydra.launcher.setup",
-    "hydra: {searchpath: ['pkg://evil']}": "hydra.searchpath",
     "hydra: {sweeper: {custom_search_space: evil.space}}": "hydra.sweeper.custom_search_space",
     # files
     f"hydra: {{job_logging: {{handlers: {{x: {LOGGING}}}}}}}": "hydra.job_logging",
-    f"optimizer: {{foreach: {LOGGING}}}\nhydra: {{job_logging: {{handlers: {{console: '${{optimizer.foreach}}'}}}}}}": "hydra.job_",
     "hydra: {run: {dir: elsewhere}}": "hydra.run.dir",
-    "hydra: {sweep: {subdir: ../../elsewhere}}": "hydra.sweep.subdir",
     "hydra: {sweeper: {storage: 'sqlite:///elsewhere.db'}}": "hydra.sweeper.storage",
-    "hydra: {mode: MULTIRUN, sweeper: {params: {++hydra.verbose: 'true,false'}}}": "hydra.sweeper.params.++hydra.verbose",
     "hydra: {mode: MULTIRUN, sweeper: {params: {data.cache_dir: '/elsewhere,elsewhere'}}}": "data.cache_dir",
-    "hydra: {overrides: {task: [data.cache_dir=elsewhere]}}": "hydra.overrides",
     "defaults: [{override /hydra/hydra_logging: theirs}]": "hydra.hydra_logging",
     "data: {cache_dir: multirun_outputs/../elsewhere}": "data.cache_dir",
-    "study: ../../elsewhere": "study",
 }  # fmt: skip
-FINE = [  # what such a file may say
-    "optimizer: {lr: 0.002}",
-    "study: theirs",
-    "data: {cache_dir: multirun_outputs/.cache/theirs}",
-    "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2', curriculum/strategy: 'none,length'}}}",
-    "hydra: {launcher: {n_jobs: 2}}",
-]
+FINE = """# @package _global_
+study: theirs
+optimizer: {lr: 0.002}
+data: {cache_dir: multirun_outputs/.cache/theirs}
+hydra: {launcher: {n_jobs: 2}, mode: MULTIRUN, sweeper: {params: {seed: '1,2', curriculum/strategy: 'none,length'}}}
+"""
 
 
 @pytest.fixture
@@ -86,9 +77,8 @@ def test_an_experiment_from_a_stranger(hostile, text):
     assert FILES[text] in str(refused.value)
 
 
-@pytest.mark.parametrize("text", FINE)
-def test_an_experiment_may_set_its_groups_and_its_sweep(hostile, text):
-    (hostile / "theirs/experiment/x.yaml").write_text(f"# @package _global_\n{text}\n")
+def test_an_experiment_may_set_its_groups_and_its_sweep(hostile):
+    (hostile / "theirs/experiment/x.yaml").write_text(FINE)
     for config in check_command_line(["experiment=x"], folder="theirs"):
         build_parts(config)
 
@@ -120,13 +110,8 @@ def test_a_secret_of_the_environment_is_in_no_file(tmp_path):
     secret = "hunter2secret"
     (tmp_path / "data" / secret).mkdir(parents=True)
     (tmp_path / "data" / secret / "a.txt").write_text("".join(f"राम {i} घर गया\n" for i in range(60)), encoding="utf8")
-    given = [
-        "data=text",
-        "data.train=data/${oc.env:SECRET}/a.txt",
-        "logger=wandb",
-        "logger.mode=offline",
-        "seed=${oc.decode:${oc.env:N}}",
-    ]
+    given = ["data=text", "data.train=data/${oc.env:SECRET}/a.txt", "seed=${oc.decode:${oc.env:N}}"]
+    given += ["logger=wandb", "logger.mode=offline"]
     small = [s for s in SMALL if not s.startswith(("hydra.run", "logger"))]
     child = command([*small, *given], tmp_path, tmp_path / "said", SECRET=secret, N="7")
     assert child.wait(120) == 0, child.err

@@ -32,12 +32,6 @@ def losses(trainer) -> list[float]:
     return [line["train/loss"] for line in trainer.record.lines() if "train/loss" in line]
 
 
-def test_losses_are_those_of_a_cpu(make_trainer, make):
-    there, here = make("gpu", dropout=0.0), make_trainer("cpu", dropout=0.0)
-    assert there.train().val_loss == pytest.approx(here.train().val_loss, rel=1e-4)
-    assert losses(there) == pytest.approx(losses(here), rel=1e-4)
-
-
 @pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_documents_are_isolated_as_on_a_cpu(name, compiled):
