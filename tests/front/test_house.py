@@ -75,24 +75,31 @@ def test_no_function_is_long():
 
 FIRST_UPDATE = """
 import sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from babylm_train import cli
 from babylm_train.trainer import Trainer
 
+composed, load = [], ConfigLoaderImpl.load_configuration
+
+def count(*args, **kwargs):
+    composed.append(1)
+    return load(*args, **kwargs)
+
 def stop(*_):
     files = {m.__file__ for name, m in sys.modules.items() if name.startswith("babylm_train") and m.__file__}
-    print(*(file for file in files if not file.endswith("__init__.py")), file=sys.stderr)
+    print(len(composed), *(file for file in files if not file.endswith("__init__.py")), file=sys.stderr)
     sys.exit(9)
 
-Trainer.make_update = stop
+ConfigLoaderImpl.load_configuration, Trainer.make_update = count, stop
 cli.main()
 """
 
 
 def test_a_plain_run_runs_few_files_before_its_first_update(tmp_path):
-    call, ours = (
-        [sys.executable, "-c", FIRST_UPDATE, *SMALL, "data.words=1500"],
-        {**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    done = subprocess.run(call, cwd=tmp_path, env=ours, capture_output=True, text=True)
+    call = [sys.executable, "-c", FIRST_UPDATE, *SMALL, "data.words=1500"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
-    assert len(done.stderr.splitlines()[-1].split()) <= 30, done.stderr
+    compositions, *files = done.stderr.splitlines()[-1].split()
+    assert int(compositions) <= 2
+    assert len(files) <= 30, files

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import model_of
 
-from babylm_train import muon
-from babylm_train.optim import RunningAverage, group_parameters, schedule, set_decay_horizon
+from babylm_train import muon, throughput
+from babylm_train.optim import Precision, RunningAverage, group_parameters, schedule, set_decay_horizon
 from babylm_train.options import Average
 from babylm_train.tools.plan import list_groups
 
@@ -129,3 +129,11 @@ def test_running_averages_by_hand(kind, expected):
         assert said == ["eval"]  # an optimizer that has modes is asked for them
         assert model.weight.item() == (expected[-1] if expected else 4.0)
     assert (model.weight.item(), said) == (4.0, ["eval", "train"])
+
+
+@pytest.mark.parametrize(("dtype", "matmul"), [("bfloat16", "highest"), ("float32", "medium")])
+def test_a_cpu_without_bfloat16_is_told_and_keeps_exact_products(dtype, matmul, monkeypatch, caplog):
+    monkeypatch.setattr(throughput, "has_bf16", lambda: False)
+    Precision(dtype, matmul).scaler(torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert "bfloat16" in caplog.text
