@@ -35,7 +35,6 @@ class Faulty(CausalObjective):
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
-    """Waits until there is such a file."""
     until = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > until:
@@ -44,9 +43,12 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 def finishes(directory: Path, loss: float = 1.5) -> None:
-    """Writes its result, and which GPUs it saw."""
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    values = {"status": "finished", "config_hash": "h", "val_loss": loss, "gpus": gpus}
+    values = {
+        "status": "finished",
+        "config_hash": "h",
+        "val_loss": loss,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
     (directory / "result.json").write_text(json.dumps(values))
 
 
@@ -75,7 +77,7 @@ def hangs() -> None:
 
 
 def is_refused(directory: Path) -> None:
-    """Another process had the directory a moment ago, the first time."""
+    """The first time, another process has the directory."""
     if not (directory / "tried").exists():
         (directory / "tried").touch()
         sys.exit(BUSY)
@@ -83,8 +85,6 @@ def is_refused(directory: Path) -> None:
 
 
 def saves(directory: Path) -> None:
-    """Trains until it is asked to stop, then saves."""
-
     def stop(*_: object) -> None:
         (directory / "saved").touch()
         fail(PreemptedError("state saved"))
@@ -95,20 +95,17 @@ def saves(directory: Path) -> None:
 
 
 def is_deaf(directory: Path) -> None:
-    """Does not hear that it is to stop."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (directory / "began").touch()
     hangs()
 
 
 def lives_on(directory: Path) -> None:
-    """Writes its result, and does not end."""
     finishes(directory)
     Finalize(None, is_deaf, args=(directory,), exitpriority=0)
 
 
 def waits(directory: Path, other: Path) -> None:
-    """Ends only when `other` is there."""
     wait_for(other)
     finishes(directory)
 

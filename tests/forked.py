@@ -18,30 +18,15 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
 
 LATE = [
-    "babylm_train.build",
-    "babylm_train.run",
-    "babylm_train.trainer",
-    "babylm_train.data.tokenizer",
-    "babylm_train.optim",
-    "babylm_train.curriculum.hindi",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.qwen3.modeling_qwen3",
-    "matplotlib.backends.backend_agg",
-    "pandas",
-    "pyarrow.parquet",
+    *(f"babylm_train.{name}" for name in ("build", "run", "trainer", "data.tokenizer", "optim", "curriculum.hindi")),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "qwen3")),
+    *("matplotlib.backends.backend_agg", "pandas", "pyarrow.parquet"),
 ]
-
+MEMORY_FOLDER = (
+    "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+)  # thousands of small files are written and synced
 TINY = ("model.config.n_layer=1", "model.config.n_embd=16", "model.config.n_head=2", "tokenizer.vocab_size=300")
 SMALL = (*TINY, "data.max_length=16", "trainer.max_steps=2", "logger=none", "hydra.run.dir=out", "data.cache_dir=cache")
-
-
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """One flipped bit, or a shorter file."""
-    if rng.random() < 0.3:
-        return raw[: rng.randrange(len(raw))]
-    flipped = bytearray(raw)
-    flipped[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-    return bytes(flipped)
 
 
 def plain(value: Any) -> Any:
@@ -54,13 +39,18 @@ def plain(value: Any) -> Any:
 
 
 def load_damaged(path: Path, times: int, rng: random.Random) -> Iterator[str]:
-    """How the checkpoint `path` is read after each of some damages: refused, intact, or (never) silent."""
+    """How `path`, a checkpoint, is read with a flipped bit, or cut short: refused, intact, or (never) silent."""
     from babylm_train.checkpoint import load
     from babylm_train.errors import InputError
 
     raw, whole = path.read_bytes(), plain(load(path))
     for _ in range(times):
-        path.write_bytes(damaged(raw, rng))
+        damaged = bytearray(raw)
+        if rng.random() < 0.3:
+            del damaged[rng.randrange(len(raw)) :]
+        else:
+            damaged[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
         try:
             yield "intact" if plain(load(path)) == whole else "silent"
         except InputError:
@@ -120,6 +110,10 @@ class Child:
             raise TimeoutError(f"still running after {timeout} s; it had said: {self.err}")
         return self.code
 
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        while self.poll() is None and not reached():
+            time.sleep(0.0005)
+
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
@@ -130,10 +124,5 @@ class Child:
             (os.killpg if is_leader else os.kill)(self.process.pid, signal.SIGKILL)
         return self.wait()
 
-    @property
-    def out(self) -> str:
-        return (self.folder / "out").read_text(encoding="utf8", errors="replace")
-
-    @property
-    def err(self) -> str:
-        return (self.folder / "err").read_text(encoding="utf8", errors="replace")
+    out = property(lambda self: (self.folder / "out").read_text(encoding="utf8", errors="replace"))
+    err = property(lambda self: (self.folder / "err").read_text(encoding="utf8", errors="replace"))

@@ -15,14 +15,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
-from forked import Child, command, import_all
+from forked import MEMORY_FOLDER, Child, command, import_all
 
 from babylm_train.config import CONF
 
@@ -43,20 +42,16 @@ STRANGE = [
 ]  # fmt: skip
 # keys that may well ask for minutes: a compiler, a download, a process of W&B's
 SKIPPED = {"trainer.compile", "data.cache_dir", "logger.timeout", "model.config.n_embd"}
-WORK = {  # thousands of these take their time, which is no fault
-    "trainer.max_steps", "trainer.batch_size", "trainer.gradient_accumulation_steps", "model.config.n_layer",
-    "model.config.num_hidden_layers", "data.words",
-}  # fmt: skip
+WORK = {f"trainer.{key}" for key in ("max_steps", "batch_size", "gradient_accumulation_steps")}
+WORK |= {"model.config.n_layer", "model.config.num_hidden_layers", "data.words"}  # thousands take their time: no fault
 Options = dict[str, dict[str, list[tuple[str, Any]]]]  # group: option: its keys with their defaults
 
 
-def leaves(node: Any, at: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, at: str) -> list[tuple[str, Any]]:
     if not isinstance(node, dict):
-        yield at, node
-        return
-    for key, value in node.items():
-        if not key.startswith("_") and key != "defaults":
-            yield from leaves(value, f"{at}.{key}")
+        return [(at, node)]
+    shown = [key for key in node if not key.startswith("_") and key != "defaults"]
+    return [leaf for key in shown for leaf in leaves(node[key], f"{at}.{key}")]
 
 
 def read_options() -> Options:
@@ -66,23 +61,18 @@ def read_options() -> Options:
         group = path.parent.relative_to(CONF).as_posix()
         if group not in (".", "experiment") and not group.startswith("hydra"):
             values = yaml.safe_load(path.read_text(encoding="utf8"))
-            found.setdefault(group, {})[path.stem] = list(leaves(values, group.replace("/", ".")))
+            found.setdefault(group, {})[path.stem] = leaves(values, group.replace("/", "."))
     return found
 
 
 def draw_value(rng: random.Random, default: Any) -> str:
     """Mostly of the default's type, in range or not."""
-    if rng.random() < 0.15:
+    if isinstance(default, str) or rng.random() < 0.15:
         return rng.choice(STRANGE)
-    if isinstance(default, bool):
-        return rng.choice(["true", "false"])
-    if isinstance(default, int) or (default is None and rng.random() < 0.5):
-        return str(rng.choice(WHOLE))
-    if isinstance(default, float) or default is None:
-        return str(rng.choice(REAL))
     if isinstance(default, list):
         return str([rng.choice([*WHOLE, *REAL]) for _ in range(rng.randint(0, 3))]).replace("'", "")
-    return rng.choice(STRANGE)
+    values = {bool: ["true", "false"], int: WHOLE, float: REAL}
+    return str(rng.choice(values.get(type(default)) or rng.choice([WHOLE, REAL])))
 
 
 def draw_arguments(rng: random.Random, options: Options, corpus: Path) -> list[str]:
@@ -102,10 +92,9 @@ def draw_arguments(rng: random.Random, options: Options, corpus: Path) -> list[s
         if key not in SKIPPED and not (key in WORK and len(wanted) in (4, 7)):
             given.append(f"~{key}" if sign == "~" else f"{sign}{key}={wanted}")
     if rng.random() < 0.05:  # a slip of the hand
-        place = rng.randrange(len(given))
-        text = list(given[place])
-        text[rng.randrange(len(text))] = rng.choice("aZ.=/@[]{}$ ,'\"\\~+-0अ")
-        given[place] = "".join(text)
+        place, text = rng.randrange(len(given)), given[rng.randrange(len(given))]
+        cut = rng.randrange(len(text))
+        given[place] = text[:cut] + rng.choice("aZ.=/@[]{}$ ,'\"\\~+-0अ") + text[cut + 1 :]
     return given
 
 
@@ -153,15 +142,14 @@ def main() -> None:
     options = parser.parse_args()
     import_all()
     resource.setrlimit(resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + MEMORY,) * 2)
-    memory, began = Path("/dev/shm"), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as root:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_FOLDER) as root:
         codes, faults = run_campaign(options.count, options.seed, Path(root))
-    line = (
-        f"{options.count} configurations (seed {options.seed}): {codes[0]} trained, {codes[2]} refused, {codes[3]} "
-        f"diverged, {codes[5]} did not fit; {faults} faults; {time.monotonic() - began:.0f} s"
-    )
+    ends = {0: "trained", 2: "refused", 3: "diverged", 5: "did not fit"}
+    line = f"{options.count} configurations (seed {options.seed}): "
+    line += ", ".join(f"{codes[code]} {end}" for code, end in ends.items())
+    line += f"; {faults} faults; {time.monotonic() - began:.0f} s"
     print(line)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(line + "\n", encoding="utf8")
     sys.exit(bool(faults))
 

@@ -45,16 +45,9 @@ def random_split(documents: int, seed: int) -> TokenizedSplit:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 21, documents)
     ids = np.concatenate([[0, *rng.integers(3, VOCABULARY, n)] for n in lengths]).astype(np.uint16)
-    return TokenizedSplit(
-        ids=ids,
-        offsets=np.concatenate([[0], np.cumsum(lengths + 1)]),
-        word_starts=(ids != 0).astype(np.uint8),
-        bytes=lengths * 3,
-        words=lengths.astype(np.int32),
-        eos=0,
-        fingerprint=f"random {seed}",
-        unknown=0,
-    )
+    arrays = {"offsets": np.concatenate([[0], np.cumsum(lengths + 1)]), "word_starts": (ids != 0).astype(np.uint8)}
+    arrays |= {"bytes": lengths * 3, "words": lengths.astype(np.int32)}
+    return TokenizedSplit(ids=ids, **arrays, eos=0, fingerprint=f"random {seed}", unknown=0)
 
 
 def tiny_model(dropout: float = 0.1) -> Any:
@@ -112,14 +105,15 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "dropout": 0.1,
         "should_stop": lambda: False,
         "logger": NoLogger(),
-        "identity": None,
+        "identity": {},
         "scores": None,
         "objective": CausalObjective(),
         "device": "cpu",
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
-    options = {"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2, **changes}
-    options = TrainerOptions(**options)
+    options = TrainerOptions(
+        **{"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2} | changes
+    )
     train, validation = random_split(40, 1), random_split(10, 2)
     curriculum = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"]).begin(
         train.words.astype(float) if parts["scores"] is None else parts["scores"],
@@ -135,5 +129,5 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     optimizer = parts["optimizer"](model.parameters())
     scheduler = parts["scheduler"](optimizer, curriculum.total_updates)
     made = (model, parts["objective"], optimizer, scheduler, parts["precision"], curriculum, train, validation, LENGTH)
-    more = {"identity": parts["identity"] or {}, "should_stop": parts["should_stop"]}
+    more = {"identity": parts["identity"], "should_stop": parts["should_stop"]}
     return Trainer(*made, options, directory, parts["logger"], **more)

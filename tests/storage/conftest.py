@@ -1,25 +1,17 @@
-"""Thousands of small files are written and synced here: in memory, where the machine has a place for that."""
+"""Files of these tests are in memory, where the machine has a place for that."""
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from forked import import_all
+from forked import MEMORY_FOLDER, import_all
 from tiny import tiny_trainer
-
-MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
-def tmp_path(tmp_path):
-    if not os.access(MEMORY, os.W_OK):
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="babylm_train-", dir=MEMORY))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def tmp_path():
+    with tempfile.TemporaryDirectory(prefix="babylm_train-", dir=MEMORY_FOLDER, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,18 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from babylm_train.config import CONF
 from babylm_train.logger import WandbLogger, choose_mode
 
-START = {
-    "name": "run",
-    "group": "study",
-    "variant": "optimizer=sgd",
-    "config": {"optimizer": {"lr": 0.1}},
-    "run_id": None,
-}
+CONFIG = {"optimizer": {"lr": 0.1}}
+START = {"name": "run", "group": "study", "variant": "optimizer=sgd", "config": CONFIG, "run_id": None}
 PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
 REPLIES = {
     "RunResumeStatus": {"model": {**PROJECT, "bucket": None}},
@@ -54,31 +50,25 @@ def end_wandb() -> None:
 
 
 def wandb_logger(**changes) -> WandbLogger:
-    options = yaml.safe_load((CONF / "logger/wandb.yaml").read_text(encoding="utf-8"))
-    assert options.pop("_target_") == "babylm_train.logger.WandbLogger"
-    return WandbLogger(**{**options, "timeout": 60, **changes})
+    return instantiate({**OmegaConf.load(CONF / "logger/wandb.yaml"), "timeout": 60, **changes}, _convert_="all")
 
 
-def records(directory: Path, kind: str) -> list:
-    """What W&B kept on disk of a kind, over all processes of the run: of small files, which have no second block."""
+def steps_and_artifacts(directory: Path) -> tuple[list[int], int]:
+    """What W&B kept on disk, over all processes of the run: of small files, which have no second block."""
     from wandb.proto import wandb_internal_pb2 as pb
 
     end_wandb()
-    found = []
+    steps, artifacts = [], 0
     for path in sorted(directory.glob("wandb/*run-*/*.wandb")):
         data, at = path.read_bytes(), 7
         assert len(data) < 2**15
         while at < len(data):  # checksum, size and type, then the record
             size = int.from_bytes(data[at + 4 : at + 6], "little")
-            found.append(pb.Record.FromString(data[at + 7 : at + 7 + size]))
+            record = pb.Record.FromString(data[at + 7 : at + 7 + size])
+            steps += [int(i.value_json) for i in record.history.item if "step" in (i.key, *i.nested_key)]
+            artifacts += record.HasField("artifact")
             at += 7 + size
-    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
-
-
-def steps(directory: Path) -> list[int]:
-    """The steps of the rows that W&B kept."""
-    items = [item for row in records(directory, "history") for item in row.item]
-    return [int(item.value_json) for item in items if (item.key or item.nested_key[0]) == "step"]
+    return steps, artifacts
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -105,10 +95,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.0"
-
-    def log_message(self, format, *args):
-        """Quiet."""
+    log_message = Server.handle_error
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -147,16 +134,19 @@ def warnings(capfd) -> list[str]:
 
 def test_offline_by_default_goes_on_under_the_same_id_and_touches_no_generator(tmp_path, capfd):
     states, ids = (random.getstate(), torch.get_rng_state()), [None]
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"first")
     for first, last in ((1, 5), (3, 6)):  # steps come again
-        logger = wandb_logger(tags=["hindi"])
+        logger = wandb_logger(tags=["hindi"], artifacts="best")
         ids.append(logger.start(tmp_path, **{**START, "run_id": ids[-1]}))
         for step in range(first, last):
             logger.log({"train/loss": 1.0 / step, "val/loss": math.inf}, step)
+            logger.log_checkpoint(tmp_path / "checkpoint_best.pt", best=step == 4)
         logger.finish({"val/loss": 3.0, "status": "finished"}, exit_code=75)
         logger.finish({})
         logger.log({"train/loss": 2.0}, 99)
     assert ids[1] == ids[2]
-    assert sorted(steps(tmp_path)) == [1, 2, 3, 3, 4, 4, 5]
+    steps, artifacts = steps_and_artifacts(tmp_path)
+    assert (sorted(steps), artifacts) == ([1, 2, 3, 3, 4, 4, 5], 2)
     file = next(tmp_path.glob(f"wandb/offline-run-*-{ids[1]}/*.wandb"))
     assert all(text in file.read_bytes() for text in (b"hindi", b"study", b"optimizer=sgd", b"train/loss", b"finished"))
     assert random.getstate() == states[0]
@@ -205,19 +195,19 @@ def test_a_fault_changes_no_weight_no_metric_and_no_state(make_trainer, server, 
     assert all(map(torch.equal, trainer.model.state_dict().values(), plain.model.state_dict().values()))
     assert trainer.state == plain.state
     if fault != "killed":
-        assert len(steps(trainer.record.directory)) == len(plain.record.lines())
+        assert len(steps_and_artifacts(trainer.record.directory)[0]) == len(plain.record.lines())
     (line,) = warnings(capfd)
     assert "wandb sync" in line
 
 
 SCRIPT = """
-import os, pathlib, sys, yaml
+import pathlib, sys
 from babylm_train.logger import WandbLogger
-options = yaml.safe_load(open(sys.argv[1])); del options["_target_"]
-logger = WandbLogger(**{**options, "timeout": 3})
+options = dict(project="p", entity=None, tags=[], job_type=None, mode="auto", artifacts="none", timeout=3)
+logger = WandbLogger(**options)
 logger.start(pathlib.Path("run"), name="n", group="g", config={}, run_id=None)
 for step in range(50): logger.log({"train/loss": 1.0}, step)
-if sys.argv[2] == "finish": logger.finish({}, exit_code=3)
+if sys.argv[1] == "finish": logger.finish({}, exit_code=3)
 sys.exit(3)
 """
 
@@ -226,61 +216,25 @@ sys.exit(3)
 def test_the_process_ends_with_its_own_exit_code_whatever_the_server_does(server, monkeypatch, end):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     server.break_down("black hole")
-    command = [sys.executable, "-c", SCRIPT, str(CONF / "logger/wandb.yaml"), end]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, end], capture_output=True, text=True, timeout=200)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_is_kept_for_the_upload_when_the_run_replaces_it(tmp_path):
-    checkpoint = tmp_path / "checkpoint_best.pt"
-    checkpoint.write_bytes(b"first")
-    logger = wandb_logger(artifacts="best", mode="offline")
-    logger.start(tmp_path, **START)
-    logger.log_checkpoint(checkpoint, best=False)
-    logger.log_checkpoint(checkpoint, best=True)
-    logger.finish({})
-    assert len(records(tmp_path, "artifact")) == 1
+SWITCHES = [
+    ({"WANDB_DISABLED": "true"}, "disabled"),
+    ({"WANDB_MODE": "dryrun"}, "offline"),
+    ({"WANDB_API_KEY": "", "NETRC": "none"}, "offline"),
+    ({"WANDB_API_KEY": ""}, "online"),  # the key of netrc
+    ({"NETRC": "none"}, "online"),
+]
 
 
-def say(word: str) -> None:
-    """What `wandb offline` and `wandb disabled` do."""
-    from click.testing import CliRunner
-    from wandb.cli import cli
-
-    CliRunner().invoke(getattr(cli, word), catch_exceptions=False)
-
-
-def write_netrc(patch: pytest.MonkeyPatch) -> None:
-    patch.delenv("WANDB_API_KEY")
+@pytest.mark.parametrize(("variables", "expected"), SWITCHES)
+def test_auto_follows_the_switches_of_wandb_itself(monkeypatch, server, variables, expected):
     Path("netrc").write_text(f"machine 127.0.0.1 login user password {'a' * 40}\n")
-
-
-SWITCHES = {
-    "WANDB_DISABLED=true": (lambda patch: patch.setenv("WANDB_DISABLED", "true"), "disabled"),
-    "WANDB_MODE=disabled": (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "disabled"),
-    "WANDB_MODE=dryrun": (lambda patch: patch.setenv("WANDB_MODE", "dryrun"), "offline"),
-    "wandb offline": (lambda _: say("offline"), "offline"),
-    "wandb disabled": (lambda _: say("disabled"), "disabled"),
-    "no key": (lambda patch: patch.delenv("WANDB_API_KEY"), "offline"),
-    "a key in netrc": (write_netrc, "online"),
-    "nothing": (lambda _: None, "online"),
-}
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_auto_follows_the_switches_of_wandb_itself(monkeypatch, server, switch):
-    flip, expected = SWITCHES[switch]
-    flip(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     end_wandb()
     assert choose_mode("auto") == expected
     assert choose_mode("disabled") == "disabled"
-
-
-def test_what_wandb_refuses_is_one_warning(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("WANDB_MODE", "nonsense")
-    logger = wandb_logger()
-    assert logger.start(tmp_path, **START)
-    logger.log({"train/loss": 1.0}, 1)
-    logger.finish({})
-    assert len(warnings(capfd)) == 1

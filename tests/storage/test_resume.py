@@ -28,17 +28,16 @@ from babylm_train.run import find_start, restore
 from babylm_train.state import Batch
 from babylm_train.trainer import Trainer
 
-EPOCHS = 3
+BOUNDS = {"epochs": 3, "start_threshold": 0.3, "end_threshold": 1.0}
 
 
 def performance() -> dict:
-    schedule = PerformanceSchedule(epochs=EPOCHS, start_threshold=0.3, end_threshold=1.0)
-    return {"strategy": LengthBasedCurriculum(), "schedule": schedule, "eval_every": 2}
+    return {"strategy": LengthBasedCurriculum(), "schedule": PerformanceSchedule(**BOUNDS), "eval_every": 2}
 
 
 def dynamic() -> dict:
-    schedule = LinearSchedule(epochs=EPOCHS, start_threshold=0.3, end_threshold=1.0)
-    return {"strategy": DynamicCurriculum(LengthBasedCurriculum()), "schedule": schedule, "eval_every": 3}
+    strategy = DynamicCurriculum(LengthBasedCurriculum())
+    return {"strategy": strategy, "schedule": LinearSchedule(**BOUNDS), "eval_every": 3}
 
 
 BF16 = {"precision": Precision("bfloat16", "highest", False)}
@@ -55,9 +54,8 @@ CONFIGURATIONS = {
 
 
 def seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    for seeder in (random.seed, np.random.seed, torch.manual_seed):
+        seeder(seed)
 
 
 def outcome(trainer: Trainer) -> dict[str, str]:
@@ -114,44 +112,40 @@ def updates_applied(directory: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def kill_soon(child: Child, directory: Path, more: int, pause: float) -> bool:
-    """SIGKILL `pause` seconds after `more` further updates; False if the run was over by then."""
+def start(work, directory: Path, more: int, pause: float) -> Child:
+    """A child that has made `more` further updates some time within `pause` ago, or is over."""
     goal = len(updates_applied(directory)) + more
-    while child.poll() is None and len(updates_applied(directory)) < goal:
-        time.sleep(0.0005)
+    child = Child(work, directory.parent / "said")
+    child.wait_until(lambda: len(updates_applied(directory)) >= goal)
     time.sleep(pause)
-    return child.kill() == -signal.SIGKILL
+    return child
+
+
+def finish(directory: Path, configuration: str) -> tuple[dict[str, str], int]:
+    child = Child(job(directory, configuration), directory.parent / "said")
+    assert child.wait() == 0, child.err
+    return json.loads((directory / "outcome").read_text())
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_six_kills_and_the_run_is_bitwise_the_one_without(tmp_path, configuration):
     """Two at random moments, two within the writing of a checkpoint, two on the run that had already been resumed."""
-    whole = tmp_path / "whole"
-    control = Child(job(whole, configuration), tmp_path)
-    assert control.wait() == 0, control.err
-    expected, points = json.loads((whole / "outcome").read_text())
-    total = len(updates_applied(whole))
-    rng = random.Random(configuration)
-    kills = 0
+    expected, points = finish(whole := tmp_path / "whole", configuration)
+    total, rng = len(updates_applied(whole)), random.Random(configuration)
     for chain in range(2):
         killed = tmp_path / f"killed {chain}"
-        plan = ["moment", "failpoint", "resumed"]
-        for kind in plan:
-            before = kills
-            while kills == before:
+        for kind in ("moment", "failpoint", "resumed"):
+            code = 0
+            while code != -signal.SIGKILL:
                 if kind == "failpoint":
-                    child = Child(job(killed, configuration, rng.randrange(points // 2)), tmp_path)
-                    kills += child.wait() == -signal.SIGKILL
+                    code = Child(job(killed, configuration, rng.randrange(points // 2)), tmp_path).wait()
                 else:
-                    child = Child(job(killed, configuration), tmp_path)
-                    kills += kill_soon(child, killed, rng.randrange(total // 3), rng.uniform(0, 0.01))
+                    more, pause = rng.randrange(total // 3), rng.uniform(0, 0.01)
+                    code = start(job(killed, configuration), killed, more, pause).kill()
                 if (killed / "outcome").exists():  # it was over before: the next kill hits another run
                     (killed := tmp_path / f"killed {chain} {rng.random()}").mkdir()
-        last = Child(job(killed, configuration), tmp_path)
-        assert last.wait() == 0, last.err
-        found, _ = json.loads((killed / "outcome").read_text())
+        found, _ = finish(killed, configuration)
         assert [name for name in expected if found[name] != expected[name]] == []
-    assert kills == 6
 
 
 def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
@@ -170,10 +164,7 @@ def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         for _ in range(3):
-            child, goal = Child(work, tmp_path / "child"), len(updates_applied(folder)) + rng.randint(1, 5)
-            while child.poll() is None and len(updates_applied(folder)) < goal:
-                time.sleep(0.0005)
-            time.sleep(rng.uniform(0, 0.004))
+            child = start(work, folder, rng.randint(1, 5), rng.uniform(0, 0.004))
             child.send(number)
             assert child.wait() == 75, child.err
         last = Child(work, tmp_path / "child")
@@ -218,8 +209,11 @@ NESTED = ("state", "rng", "curriculum", "optimizer", "scheduler", "scaler", "ave
 FREE = {"seconds", "threads"}  # a wall clock, and the number that the warning "not bitwise" compares
 
 
-def items(content: dict) -> list[tuple[str, ...]]:
-    return [(key, name) if name else (key,) for key in content for name in (content[key] if key in NESTED else [""])]
+def items(content: dict) -> dict[tuple[str, ...], object]:
+    """Each item of the saved state as plain values, by its keys."""
+    parts = {(key,): value for key, value in content.items() if key not in NESTED}
+    parts |= {(key, name): value for key in NESTED for name, value in content[key].items()}
+    return {item: plain(value) for item, value in parts.items()}
 
 
 def ends_alike(saved, content: dict, folder: Path) -> bool:
@@ -243,7 +237,8 @@ def test_every_item_of_saved_state_is_needed(saved, tmp_path):
     points = [contents[-1], contents[7], contents[len(contents) // 2]]
     for number, content in enumerate(points):
         assert ends_alike(saved, content, tmp_path / f"control {number}")
-    moved = {item for item in items(fresh) if any(plain(at(c, item)) != plain(at(fresh, item)) for c in points)}
+    then = [items(content) for content in points]
+    moved = {item for item, value in items(fresh).items() if any(values[item] != value for values in then)}
     assert {key for key, *_ in moved} == set(fresh) - FREE | {"seconds"}
     missed = []
     for item in sorted(moved - {("seconds",)}):
@@ -251,12 +246,6 @@ def test_every_item_of_saved_state_is_needed(saved, tmp_path):
         if all(ends_alike(saved, mutant, tmp_path / f"{'.'.join(item)} {n}") for n, mutant in mutants):
             missed.append(item)
     assert missed == []
-
-
-def at(content: dict, item: tuple[str, ...]) -> object:
-    for key in item:
-        content = content[key]
-    return content
 
 
 def without(content: dict, item: tuple[str, ...], fresh: dict) -> dict:

@@ -12,8 +12,6 @@ def test_timings_state_speed_and_peak(make_trainer):
     trainer = make_trainer(epochs=1, max_steps=20, log_every=5)
     trainer.train()
     lines = [json.loads(line) for line in trainer.record.timings.read_text().splitlines()]
-    keys = {"step", "tokens_per_second", "mfu", "peak_tflops", "peak_memory_mib", "data_wait", "seconds"}
-    assert all(line.keys() == keys for line in lines)
     assert all(0 < line["mfu"] < 1 and 0 <= line["data_wait"] < 1 and line["peak_memory_mib"] > 50 for line in lines)
 
 
