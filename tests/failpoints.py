@@ -5,12 +5,14 @@ The steps are the calls themselves, replaced from outside: the code under test h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 KILL = "SIGKILL"
 FAULTS = (KILL, "ENOSPC", "EIO")
@@ -29,17 +31,14 @@ class Failpoints:
         self.steps: list[str] = []
 
     def __enter__(self) -> Failpoints:
-        self.real = {name: getattr(os, name) for name in ("fsync", "rename", "replace", "link", "unlink")}
-        self.real_open = io.open
-        for name, call in self.real.items():
-            setattr(os, name, self._guarded(name, call))
-        io.open = self._open  # type: ignore[assignment]
+        self.real_open, self.patches = io.open, contextlib.ExitStack()
+        for name in ("fsync", "rename", "replace", "link", "unlink"):
+            self.patches.enter_context(mock.patch.object(os, name, self._guarded(name, getattr(os, name))))
+        self.patches.enter_context(mock.patch.object(io, "open", self._open))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, call in self.real.items():
-            setattr(os, name, call)
-        io.open = self.real_open  # type: ignore[assignment]
+        self.patches.close()
 
     def reach(self, step: str, path: str) -> None:
         """A step is about to be taken (a write: is half done)."""
@@ -57,10 +56,8 @@ class Failpoints:
 
     def _guarded(self, name: str, call: Any) -> Any:
         def guarded(what: Any, *rest: Any, **more: Any) -> Any:
-            path = (
-                os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(rest[0] if rest else what)
-            )
-            self.reach(name, path)
+            target = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else rest[0] if rest else what
+            self.reach(name, os.fspath(target))
             return call(what, *rest, **more)
 
         return guarded

@@ -43,12 +43,8 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 def finishes(directory: Path, loss: float = 1.5) -> None:
-    values = {
-        "status": "finished",
-        "config_hash": "h",
-        "val_loss": loss,
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-    }
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    values = {"status": "finished", "config_hash": "h", "val_loss": loss, "gpus": gpus}
     (directory / "result.json").write_text(json.dumps(values))
 
 

@@ -111,23 +111,23 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "device": "cpu",
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
-    options = TrainerOptions(
-        **{"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2} | changes
-    )
+    plain = {"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2}
+    options = TrainerOptions(**plain | changes)
     train, validation = random_split(40, 1), random_split(10, 2)
-    curriculum = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"]).begin(
-        train.words.astype(float) if parts["scores"] is None else parts["scores"],
-        train.words,
-        np.diff(train.offsets),
-        epochs=options.epochs,
-        max_steps=options.max_steps,
-        targets_per_update=options.batch_size * options.gradient_accumulation_steps * LENGTH,
-        max_length=LENGTH,
-    )
+    targets = options.batch_size * options.gradient_accumulation_steps * LENGTH
+    sizes = {
+        "epochs": options.epochs,
+        "max_steps": options.max_steps,
+        "targets_per_update": targets,
+        "max_length": LENGTH,
+    }
+    scores = train.words.astype(float) if parts["scores"] is None else parts["scores"]
+    manager = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"])
+    curriculum = manager.begin(scores, train.words, np.diff(train.offsets), **sizes)
     torch.manual_seed(0)
     model = tiny_model(parts["dropout"]).to(parts["device"])
     optimizer = parts["optimizer"](model.parameters())
     scheduler = parts["scheduler"](optimizer, curriculum.total_updates)
     made = (model, parts["objective"], optimizer, scheduler, parts["precision"], curriculum, train, validation, LENGTH)
-    more = {"identity": parts["identity"], "should_stop": parts["should_stop"]}
+    more = {name: parts[name] for name in ("identity", "should_stop")}
     return Trainer(*made, options, directory, parts["logger"], **more)

@@ -9,7 +9,6 @@ of a run that nobody touched.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -24,13 +23,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pandas
 import torch
-from failpoints import KILL, Failpoints
-from forked import MEMORY_FOLDER, Child, import_all, load_damaged, plain
+from chains import KINDS, Run, chain
+from forked import MEMORY_FOLDER, import_all, load_damaged
 
 from babylm_train import cli
 from babylm_train.checkpoint import load
@@ -43,7 +43,7 @@ SMALL = (
     "trainer.epochs=3 trainer.save_every=4 trainer.eval_every=6 trainer.log_every=1 logger=none"
 )
 CURRICULA = {
-    "none": "",
+    "none": "curriculum/strategy=none",
     "length, linear": "curriculum/strategy=length curriculum/schedule=linear",
     "dynamic, performance": "curriculum/strategy=dynamic curriculum/schedule=performance",
 }
@@ -65,90 +65,31 @@ CONFIGURATIONS = {
     for names, texts in [zip(list(OBJECTIVES.items())[(number + number // 4) % 3], *choice, strict=True)]
 }
 UNLIKE = {"state", "result", "config"}  # they hold the mirror's run id, and its options
-KINDS = ("moment", "failpoint", "resumed")
 
 
-class Run:
-    """One directory, in which the same command is started again and again."""
+class Command(Run):
+    """The command line, with one of the configurations."""
 
     def __init__(self, root: Path, name: str, configuration: str) -> None:
-        self.directory, self.said, self.metrics = root / name, root / f"{name} said", root / name / "metrics.jsonl"
+        super().__init__(root / name)
         self.arguments = [*CONFIGURATIONS[configuration], f"hydra.run.dir={self.directory}", f"data.cache_dir={root}/c"]
 
-    def start(self, failpoint: int | None = None) -> Child:
-        def job() -> None:
-            os.chdir(self.directory.parent)
-            sys.argv = ["babylm-train", *self.arguments]
-            with Failpoints(self.directory / "checkpoints", failpoint, KILL) as points:
-                cli.main()
-            (self.directory / "outcome").write_text(json.dumps([hashes(self.directory), len(points.steps)]))
-
-        return Child(job, self.said)
-
-    def finish(self) -> Child:
-        """A start that is left alone, and ends well."""
-        child = self.start()
-        if child.wait(120):
-            raise SystemExit(f"{self.directory}: {child.err}")
-        return child
-
-    def lines(self) -> int:
-        return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
-
-    def outcome(self) -> tuple[dict[str, str], int]:
-        """Its hashes, none where it has not ended, and the steps of writing its checkpoints."""
-        path = self.directory / "outcome"
-        found: tuple[dict[str, str], int] = json.loads(path.read_text()) if path.exists() else ({}, 0)
-        return found
-
-    def differs(self, control: Run) -> list[str]:
-        mine, theirs = self.outcome()[0], control.outcome()[0]
-        return [name for name in theirs if mine.get(name) != theirs[name]]
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    """Hashes of what must not depend on kills."""
-    content = load(directory / "checkpoints/checkpoint_epoch_3.pt")
-    result = json.loads((directory / "result.json").read_text(encoding="utf8"))
-    parts = {**content, "exported weights": (directory / "model/model.safetensors").read_bytes()}
-    parts |= {"metrics": (directory / "metrics.jsonl").read_bytes(), "result": {**result, "seconds": 0}, "seconds": 0}
-    return {name: hashlib.sha256(repr(plain(part)).encode()).hexdigest() for name, part in parts.items()}
-
-
-def kill(run: Run, kind: str, rng: random.Random, steps: int) -> bool:
-    """One SIGKILL; False where the run was over before it came."""
-    if kind == "failpoint":
-        return run.start(rng.randrange(steps)).wait() == -signal.SIGKILL
-    child = run.start()
-    if kind == "moment":  # any: the corpus, the tokenizer, an update, a checkpoint, the export
-        time.sleep(rng.uniform(0, 1.6))
-    else:  # within training
-        goal = run.lines() + rng.randint(1, 8)
-        child.wait_until(lambda: run.lines() >= goal)
-        time.sleep(rng.uniform(0, 0.01))
-    return child.kill() == -signal.SIGKILL
-
-
-def chain(root: Path, number: int, name: str, control: Run, rng: random.Random) -> tuple[Counter[str], list[str]]:
-    """Three kills of one run, one of each kind, and the run that goes to the end; (kills by kind, what differs)."""
-    kills: Counter[str] = Counter()
-    run = Run(root, f"run-{number}", name)
-    for kind in KINDS:
-        while not kills[kind]:
-            kills[kind] += kill(run, kind, rng, control.outcome()[1])
-            if not kills[kind]:  # it had ended: it must be right, and the kill hits another one
-                if differs := run.differs(control):
-                    return kills, differs
-                shutil.rmtree(run.directory)
-    run.finish()
-    if not (differs := run.differs(control)):
-        shutil.rmtree(run.directory)
-    return kills, differs
+    def work(self) -> dict[str, Any]:
+        os.chdir(self.directory.parent)
+        sys.argv = ["babylm-train", *self.arguments]
+        cli.main()
+        result = json.loads((self.directory / "result.json").read_text(encoding="utf8"))
+        parts = load(self.directory / "checkpoints/checkpoint_epoch_3.pt") | {
+            "result": {**result, "seconds": 0},
+            "seconds": 0,
+        }
+        files = {"exported weights": "model/model.safetensors", "metrics": "metrics.jsonl"}
+        return parts | {name: (self.directory / path).read_bytes() for name, path in files.items()}
 
 
 def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int, float, int]:
     """One SIGTERM, SIGUSR1 or SIGINT while the run reads, trains or exports: exit code, seconds to it, updates done again."""
-    run = Run(root, f"preempted-{number}", name)
+    run = Command(root, f"preempted-{number}", name)
     child = run.start()
     child.wait_until(lambda: "corpus: " in child.out)
     goal = rng.randint(0, 30)  # 0: before training; above the lines there are: as it exports
@@ -158,7 +99,7 @@ def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int
     child.send(rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)))
     code = child.wait()
     took = time.monotonic() - began
-    done = [json.loads(line)["step"] for line in run.metrics.open()] if run.lines() else []
+    done = [json.loads(line)["step"] for line in run.lines_file.open()] if run.lines() else []
     found = re.search(r"resumed at update (\d+)", run.finish().out)
     repeated = (max(done, default=0) - int(found.group(1) if found else 0)) if code in (75, 130) else 0
     shutil.rmtree(run.directory)
@@ -171,7 +112,7 @@ def mirrors(root: Path) -> list[str]:
     hole = f"http://127.0.0.1:{server.getsockname()[1]}"
     lines: list[str] = []
     for fault, url in {"none": "", "refused": "http://127.0.0.1:9", "black hole": hole}.items():
-        run = Run(root, f"mirror-{fault.replace(' ', '-')}", next(iter(CONFIGURATIONS)))
+        run = Command(root, f"mirror-{fault.replace(' ', '-')}", next(iter(CONFIGURATIONS)))
         if url:
             run.arguments += ["logger=wandb", "logger.mode=online"]
         os.environ.update(WANDB_BASE_URL=url or hole, WANDB_API_KEY="a" * 40)
@@ -188,7 +129,7 @@ def controls_of(root: Path) -> dict[str, Run]:
     """A run of each configuration that nobody touches; done twice, it must end the same."""
     controls = {}
     for name in CONFIGURATIONS:
-        run = controls[name] = Run(root, f"control-{len(controls)}", name)
+        run = controls[name] = Command(root, f"control-{len(controls)}", name)
         run.finish()
         first, _ = run.outcome()
         shutil.rmtree(run.directory)
@@ -210,7 +151,7 @@ def main() -> None:
     rows: dict[str, Counter[str]] = {name: Counter() for name in CONFIGURATIONS}
     for number in range(-(-options.kills // len(KINDS))):
         name = list(CONFIGURATIONS)[number % len(CONFIGURATIONS)]
-        kills, differs = chain(root, number, name, controls[name], rng)
+        kills, differs = chain(Command(root, f"run-{number}", name), controls[name], rng)
         rows[name] += kills + Counter(chains=1, divergences=bool(differs))
         total = sum(rows[n][k] for n in rows for k in KINDS)
         print(f"{total} kills, {time.monotonic() - began:.0f} s: {name}: {differs or 'the same'}", flush=True)
@@ -236,7 +177,7 @@ def table(rows: dict[str, Counter[str]], stopped: list[tuple[int, float, int]], 
     frame.loc["all"] = frame.sum()
     codes = Counter(code for code, *_ in stopped)
     ends = ", ".join(f"{count} exit {code}" for code, count in sorted(codes.items()))
-    slowest, repeated = (max(column, default=0) for column in list(zip(*stopped, strict=True))[1:])
+    slowest, repeated = (max(column, default=0) for column in list(zip(*(stopped or [(0, 0.0, 0)]), strict=True))[1:])
     return [
         f"{frame.to_string()}\n",
         f"{frame.loc['all', list(KINDS)].sum()} SIGKILLs, {frame.loc['all', 'divergences']} divergences",

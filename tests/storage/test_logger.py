@@ -79,7 +79,6 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.hang, self.over, self.opened = threading.Event(), threading.Event(), threading.Event()
-        self.bodies: list[bytes] = []
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -100,7 +99,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         body = gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
-        self.server.bodies.append(body)
         name = json.loads(body or "{}").get("operationName")
         if name == "CreateRunFiles":
             self.server.opened.set()
@@ -122,14 +120,6 @@ def server(monkeypatch):
     yield server
     server.over.set()
     server.break_down("refused")
-
-
-def children() -> set[int]:
-    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
-
-
-def warnings(capfd) -> list[str]:
-    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: logger: ")]
 
 
 def test_offline_by_default_goes_on_under_the_same_id_and_touches_no_generator(tmp_path, capfd):
@@ -154,14 +144,8 @@ def test_offline_by_default_goes_on_under_the_same_id_and_touches_no_generator(t
     assert capfd.readouterr() == ("", "")
 
 
-def test_online_sends_metrics_config_group_and_tags(tmp_path, server, capfd):
-    logger = wandb_logger(tags=["hindi"])
-    logger.start(tmp_path, **START)
-    logger.log({"train/loss": 2.5}, 7)
-    logger.finish({"status": "finished"})
-    sent = b"".join(server.bodies)
-    assert all(text in sent for text in (b"hindi", b"study", b"optimizer", b"train/loss", b"finished"))
-    assert warnings(capfd) == []
+def children() -> set[int]:
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
 
 
 FAULTS = [("refused", 0), ("black hole", 0), ("refused", 3), ("black hole", 3), ("killed", 3)]
@@ -179,10 +163,11 @@ def test_a_fault_changes_no_weight_no_metric_and_no_state(make_trainer, server, 
     def fail() -> bool:
         if trainer.state.updates == update:
             assert update == 0 or server.opened.wait(60)
-            for pid in children() - before if fault == "killed" else ():
-                os.kill(pid, signal.SIGKILL)
             if fault != "killed":
                 server.break_down(fault)
+            else:
+                for pid in children() - before:
+                    os.kill(pid, signal.SIGKILL)
         return False
 
     trainer.should_stop = fail
@@ -196,7 +181,7 @@ def test_a_fault_changes_no_weight_no_metric_and_no_state(make_trainer, server, 
     assert trainer.state == plain.state
     if fault != "killed":
         assert len(steps_and_artifacts(trainer.record.directory)[0]) == len(plain.record.lines())
-    (line,) = warnings(capfd)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: logger: ")]
     assert "wandb sync" in line
 
 

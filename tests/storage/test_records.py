@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from babylm_train.errors import InputError, StorageError
-from babylm_train.files import cached, read, read_lines, replaced, write_json
+from babylm_train.errors import InputError
+from babylm_train.files import cached, read, read_lines, write_json
 from babylm_train.metrics import Record
 
 
@@ -65,18 +65,6 @@ def test_what_is_right_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n{}\n")
     with pytest.raises(InputError, match="line 2"):
         read_lines(tmp_path / "a.jsonl", Known)
-
-
-def test_a_folder_is_replaced_as_a_whole_and_leftovers_go(tmp_path):
-    (tmp_path / ".model.1.tmp").mkdir()
-    for text in ("old", "new"):
-        with replaced(tmp_path / "model") as aside:
-            aside.mkdir()
-            (aside / text).write_text(text)
-    assert [p.name for p in tmp_path.rglob("*")] == ["model", "new"]
-    with pytest.raises(StorageError), replaced(tmp_path / "gone/model") as aside:
-        aside.mkdir(parents=True)
-    assert not (tmp_path / "gone").exists()
 
 
 def test_a_record_goes_on_where_its_checkpoint_was_taken(tmp_path):

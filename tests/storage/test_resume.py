@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from failpoints import KILL, Failpoints
-from forked import Child, plain
+from chains import Run, chain
+from forked import plain
 from tiny import hybrid, tiny_trainer
 
 from babylm_train.checkpoint import load, rng_state
@@ -58,118 +55,69 @@ def seed_all(seed: int) -> None:
         seeder(seed)
 
 
-def outcome(trainer: Trainer) -> dict[str, str]:
+def outcome(trainer: Trainer) -> dict[str, object]:
     """What must not depend on kills, by name."""
-    parts = {
-        "weights": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": {k: v for k, v in trainer.scheduler.state_dict().items() if k != "lr_lambdas"},
-        "scaler": trainer.scaler.state_dict(),
-        "curriculum": trainer.curriculum.state_dict(),
-        "state": vars(trainer.state),
-        "generators": rng_state(),
-    }
-    record = {"metrics": trainer.record.metrics.read_text(encoding="utf8")}
-    return {name: hashlib.sha256(repr(plain(part)).encode()).hexdigest() for name, part in parts.items()} | record
+    parts = {name: getattr(trainer, name) for name in ("model", "optimizer", "scheduler", "scaler", "curriculum")}
+    parts = {name: part.state_dict() for name, part in parts.items()}
+    parts["scheduler"].pop("lr_lambdas")
+    return parts | {"state": vars(trainer.state), "rng": rng_state(), "metrics": trainer.record.metrics.read_bytes()}
 
 
-def run(directory: Path, configuration: str, preemption: object = lambda: False) -> Trainer:
-    """What `execute` does with a tiny trainer: go on from what is there, train to the end. Logs each applied update."""
-    trainer = tiny_trainer(directory, **CONFIGURATIONS[configuration]())
-    trainer.should_stop = preemption  # type: ignore[assignment]
-    applied = os.open(directory / "applied", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    update = trainer.make_update
+class TinyRun(Run):
+    """What `execute` does, with a tiny trainer; writes down each update it applies."""
 
-    def logged(batches: list[Batch]) -> torch.Tensor:
-        norm = update(batches)
-        os.write(applied, b"%d\n" % trainer.state.updates)
-        return norm
+    seconds, progress = 0.3, "applied"
 
-    trainer.make_update = logged  # type: ignore[method-assign]
-    seed_all(7)
-    start = find_start(trainer, directory, None)
-    trainer.checkpoints.check(1000, 9)
-    if start is not None:
-        restore(trainer, *start)
-    trainer.train()
-    return trainer
+    def __init__(self, directory: Path, configuration: str) -> None:
+        super().__init__(directory)
+        self.configuration = configuration
 
+    def work(self) -> dict[str, object]:
+        trainer = tiny_trainer(self.directory, **CONFIGURATIONS[self.configuration]())
+        self.directory.mkdir(exist_ok=True)
+        applied = os.open(self.lines_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        update = trainer.make_update
 
-def job(directory: Path, configuration: str, failpoint: int | None = None):
-    """Run to the end in a child; writes its outcome, and how many failpoints it passed."""
+        def logged(batches: list[Batch]) -> torch.Tensor:
+            norm = update(batches)
+            os.write(applied, b"%d\n" % trainer.state.updates)
+            return norm
 
-    def work() -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        with Failpoints(directory / "checkpoints", failpoint, KILL) as points:
-            trainer = run(directory, configuration)
-        (directory / "outcome").write_text(json.dumps([outcome(trainer), len(points.steps)]))
-
-    return work
-
-
-def updates_applied(directory: Path) -> list[int]:
-    path = directory / "applied"
-    return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-def start(work, directory: Path, more: int, pause: float) -> Child:
-    """A child that has made `more` further updates some time within `pause` ago, or is over."""
-    goal = len(updates_applied(directory)) + more
-    child = Child(work, directory.parent / "said")
-    child.wait_until(lambda: len(updates_applied(directory)) >= goal)
-    time.sleep(pause)
-    return child
-
-
-def finish(directory: Path, configuration: str) -> tuple[dict[str, str], int]:
-    child = Child(job(directory, configuration), directory.parent / "said")
-    assert child.wait() == 0, child.err
-    return json.loads((directory / "outcome").read_text())
+        trainer.make_update = logged
+        seed_all(7)
+        with watch_signals() as trainer.should_stop:
+            trainer.should_stop.training = True
+            start = find_start(trainer, self.directory, None)
+            trainer.checkpoints.check(1000, 9)
+            if start is not None:
+                restore(trainer, *start)
+            try:
+                trainer.train()
+            except PreemptedError as error:
+                raise SystemExit(error.exit_code) from error
+        return outcome(trainer)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_six_kills_and_the_run_is_bitwise_the_one_without(tmp_path, configuration):
     """Two at random moments, two within the writing of a checkpoint, two on the run that had already been resumed."""
-    expected, points = finish(whole := tmp_path / "whole", configuration)
-    total, rng = len(updates_applied(whole)), random.Random(configuration)
-    for chain in range(2):
-        killed = tmp_path / f"killed {chain}"
-        for kind in ("moment", "failpoint", "resumed"):
-            code = 0
-            while code != -signal.SIGKILL:
-                if kind == "failpoint":
-                    code = Child(job(killed, configuration, rng.randrange(points // 2)), tmp_path).wait()
-                else:
-                    more, pause = rng.randrange(total // 3), rng.uniform(0, 0.01)
-                    code = start(job(killed, configuration), killed, more, pause).kill()
-                if (killed / "outcome").exists():  # it was over before: the next kill hits another run
-                    (killed := tmp_path / f"killed {chain} {rng.random()}").mkdir()
-        found, _ = finish(killed, configuration)
-        assert [name for name in expected if found[name] != expected[name]] == []
+    control, rng = TinyRun(tmp_path / "whole", configuration), random.Random(configuration)
+    control.finish()
+    for number in range(2):
+        kills, differs = chain(TinyRun(tmp_path / f"killed {number}", configuration), control, rng)
+        assert (kills.total(), differs) == (3, [])
 
 
-def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path):
-    """SIGTERM, SIGUSR1 and Ctrl-C: saved, and over all parts each update was applied once."""
-
-    def work() -> None:
-        with watch_signals() as preemption:
-            preemption.training = True
-            try:
-                run(folder, "dynamic", preemption)
-            except PreemptedError as error:
-                raise SystemExit(error.exit_code) from error
-
-    rng = random.Random(3)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for _ in range(3):
-            child = start(work, folder, rng.randint(1, 5), rng.uniform(0, 0.004))
-            child.send(number)
-            assert child.wait() == 75, child.err
-        last = Child(work, tmp_path / "child")
-        assert last.wait() == 0, last.err
-        assert updates_applied(folder) == list(range(1, len(updates_applied(folder)) + 1))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_preempted_at_random_moments_no_update_is_lost_or_repeated(tmp_path, number):
+    """Saved, and over all parts each update was applied once."""
+    run, rng = TinyRun(tmp_path / "run", "dynamic"), random.Random(3)
+    for _ in range(3):
+        child = run.start_and_wait(rng.randint(1, 5), rng.uniform(0, 0.004))
+        child.send(number)
+        assert child.wait() == 75, child.err
+    run.finish()
+    assert run.lines_file.read_text().split() == [str(n + 1) for n in range(run.lines())]
 
 
 class Drawing(CausalObjective):
@@ -194,7 +142,7 @@ def saved(tmp_path_factory):
     whole = everything(tmp_path_factory.mktemp("mutants") / "whole")
     seed_all(7)
     whole.train()
-    expected = outcome(whole)
+    expected = plain(outcome(whole))
     contents = [load(path) for path in whole.checkpoints.directory.glob("checkpoint_[es]*.pt")]
     contents.sort(key=lambda c: (c["state"]["updates"], c["state"]["epoch"]))
     fresh, kept = everything(whole.record.directory.parent / "fresh"), []
@@ -228,7 +176,7 @@ def ends_alike(saved, content: dict, folder: Path) -> bool:
     except InputError:  # seen at once
         return False
     trainer.train()
-    return outcome(trainer) == expected
+    return plain(outcome(trainer)) == expected
 
 
 def test_every_item_of_saved_state_is_needed(saved, tmp_path):
