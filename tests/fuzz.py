@@ -90,8 +90,8 @@ def draw_arguments(rng: random.Random, options: Options, corpus: Path) -> list[s
         if key not in SKIPPED and not (key in WORK and len(wanted) in (4, 7)):
             given.append(f"~{key}" if sign == "~" else f"{sign}{key}={wanted}")
     if rng.random() < 0.05:  # a slip of the hand
-        place, text = rng.randrange(len(given)), given[rng.randrange(len(given))]
-        cut = rng.randrange(len(text))
+        place = rng.randrange(len(given))
+        text, cut = given[place], rng.randrange(len(given[place]))
         given[place] = text[:cut] + rng.choice("aZ.=/@[]{}$ ,'\"\\~+-0अ") + text[cut + 1 :]
     return given
 
