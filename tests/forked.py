@@ -22,9 +22,7 @@ LATE = [
     *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "qwen3")),
     *("matplotlib.backends.backend_agg", "pandas", "pyarrow.parquet"),
 ]
-MEMORY_FOLDER = (
-    "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-)  # thousands of small files are written and synced
+MEMORY_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # for thousands of small files
 TINY = ("model.config.n_layer=1", "model.config.n_embd=16", "model.config.n_head=2", "tokenizer.vocab_size=300")
 SMALL = (*TINY, "data.max_length=16", "trainer.max_steps=2", "logger=none", "hydra.run.dir=out", "data.cache_dir=cache")
 

@@ -59,10 +59,8 @@ def test_every_failpoint_and_every_fault_leave_a_loadable_checkpoint(tmp_path, h
     with Failpoints(tmp_path / "dry") as points:
         save(store, update, best)
     reached = points.steps
-    for number, step in enumerate(
-        reached
-    ):  # lost with the power is what was not synced: it is, before a rename and after
-        if step.startswith("replace"):
+    for number, step in enumerate(reached):
+        if step.startswith("replace"):  # with the power goes what was not synced: the file before, the folder after
             aside = [s for s in reached[:number] if re.fullmatch(rf"\w+ \.{re.escape(step.split()[1])}\.\d+\.tmp", s)]
             assert aside[-1].startswith("fsync"), (step, reached)
             assert reached[number + 1] == "fsync dry", (step, reached)
