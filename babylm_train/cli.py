@@ -22,7 +22,6 @@ from babylm_train import __version__
 from babylm_train import config as checks
 from babylm_train.command import read_command_line
 from babylm_train.errors import InputError, Interrupted, RunError, StorageError, fail, one_line, watch_signals
-from babylm_train.files import read
 
 MULTIRUN = {"--multirun", "-m"}
 PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}  # Hydra's own
@@ -109,33 +108,15 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
 
 def _run_task(config: DictConfig, directory: Path | None = None, parts: Any = None) -> float:
     """A run, or a job of one of Hydra's own launchers; ends the process if it fails."""
+    from babylm_train.run import record_failure, run_job
+
     directory = directory or Path(HydraConfig.get().runtime.output_dir)
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # variables stay unread
     try:
-        return run_job(config, directory, parts)
+        return run_job(config, directory, typed, parts)
     except RunError as error:
-        from babylm_train.run import record_failure
         from babylm_train.study.jobs import Outcome
 
         if not isinstance(error, InputError) and (directory / "config.yaml").exists():  # it had begun
             record_failure(directory, Outcome.of(error), checks.config_hash(config))
         fail(error)
-
-
-def run_job(config: DictConfig, directory: Path, parts: Any = None) -> float:
-    """Trains what a checked `config` describes in `directory`, or goes on with it; returns the validation loss."""
-    from babylm_train import build
-    from babylm_train.run import lock_run, show_result, train_to_end
-
-    with lock_run(directory), watch_signals() as preemption:
-        if (path := directory / "result.json").exists():
-            from babylm_train.study.jobs import Outcome
-
-            done: Outcome = read(path, Outcome)
-            if (done.status, done.config_hash) == ("finished", checks.config_hash(config)):
-                print(f"{directory}: finished already (validation loss {done.val_loss:.4f}); delete it to run again")
-                return done.val_loss
-        run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
-        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # variables stay unread
-        result = train_to_end(run, checks.saved_config(config), typed, preemption)
-    print(f"{directory}\n{show_result(result)}", flush=True)
-    return float(result["val_loss"])

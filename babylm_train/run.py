@@ -18,9 +18,18 @@ from filelock import FileLock, Timeout
 
 from babylm_train import __version__
 from babylm_train.checkpoint import BEST, Checkpoints, find_checkpoint, load, refuse_misfits
-from babylm_train.errors import InputError, InUse, Preemption, RunError, StorageError, memory_errors, printable
+from babylm_train.errors import (
+    InputError,
+    InUse,
+    Preemption,
+    RunError,
+    StorageError,
+    memory_errors,
+    printable,
+    watch_signals,
+)
 from babylm_train.evaluation.loss import PROMPTS, sample
-from babylm_train.files import storage_errors, write_bytes, write_json, write_text
+from babylm_train.files import read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import draw_curves
 from babylm_train.model.build import count_parameters
 from babylm_train.tools.plan import count_exposures, plan_run
@@ -62,6 +71,29 @@ def write_request(directory: Path, config: str, overrides: list[str]) -> None:
     """config.yaml, the composed configuration as YAML, and overrides.yaml, what was typed. Raises StorageError."""
     write_text(directory / "config.yaml", config)
     write_text(directory / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+
+
+def run_job(config: Any, directory: Path, typed: list[str], parts: Any = None) -> float:
+    """Trains what a composed and checked `config` describes in `directory`, or goes on; returns the validation loss.
+
+    Args:
+        typed: overrides. parts: what build_parts made of `config`, if it has been called.
+    """
+    from babylm_train import build
+    from babylm_train import config as checks
+
+    with lock_run(directory), watch_signals() as preemption:
+        if (path := directory / "result.json").exists():
+            from babylm_train.study.jobs import Outcome
+
+            done: Outcome = read(path, Outcome)
+            if (done.status, done.config_hash) == ("finished", checks.config_hash(config)):
+                print(f"{directory}: finished already (validation loss {done.val_loss:.4f}); delete it to run again")
+                return done.val_loss
+        run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
+        result = train_to_end(run, checks.saved_config(config), typed, preemption)
+    print(f"{directory}\n{show_result(result)}", flush=True)
+    return float(result["val_loss"])
 
 
 def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemption) -> dict[str, Any]:

@@ -119,11 +119,12 @@ def take_together(
 
 def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
     """A job in its own process: ends it with the exit code of how the run ended."""
-    from babylm_train.cli import run_job
+    from babylm_train.run import run_job
 
     def train(config: DictConfig) -> float:
+        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         try:
-            return run_job(config, Path(HydraConfig.get().runtime.output_dir))
+            return run_job(config, Path(HydraConfig.get().runtime.output_dir), typed)
         except InUse:
             sys.exit(BUSY)
         except RunError as error:
