@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +34,11 @@ from babylm_train.files import read
 from babylm_train.model.build import count_parameters, is_encoder
 from babylm_train.optim import group_parameters, set_decay_horizon
 from babylm_train.trainer import Trainer
+
+REFUSALS = (  # what libraries say to arguments that they do not take
+    *(TypeError, ValueError, LookupError, ZeroDivisionError, RuntimeError),
+    *(OmegaConfBaseException, StrictDataclassError),
+)
 
 
 @arguments()
@@ -123,7 +129,7 @@ def name_errors(group: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise InputError(explain_invalid(error, group)) from error
-    except (TypeError, ValueError, LookupError, ZeroDivisionError, RuntimeError, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         raise InputError(f"{group}: {one_line(error)[:300]}") from error
 
 

@@ -29,6 +29,7 @@ CONFIGURATIONS = {  # arguments: what the line names
     "optimizer.lr=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     # what only the libraries know
     "model.config.n_head=7": "model: ",
+    "model=modern_nano model.config.head_dim=false": "head_dim",
     "+model.config.vocab_size=10": "model.config.vocab_size is not free",
     "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder",
     "~optimizer.fused ~optimizer.betas ~optimizer.eps optimizer._target_=torch.optim.Muon": "optimizer: Muon",
