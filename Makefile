@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -13,6 +13,9 @@ train: $(READY)  ## the default run: a small GPT-2 on the built-in Hindi stories
 
 test: $(READY)  ## the whole suite
 	$(PY) -m pytest -n 2 --dist worksteal
+
+coverage: $(READY)  ## the suite, and which lines of the package it runs in its own processes
+	$(PY) -m pytest -n 2 --dist worksteal -q --cov=babylm_train --cov-report=term-missing:skip-covered
 
 torture: $(READY)  ## 324 SIGKILLs and 50 preemptions of whole runs, each compared with one that nobody touched; 15 minutes
 	$(PY) tests/torture.py
