@@ -116,7 +116,7 @@ class Trainer:
                 batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
             rate, words = float(self.scheduler.get_last_lr()[0]), state.words
             _, norm = self.make_update(batches)
-            if self.milestones is not None:
+            if self.milestones is not None and self.milestones.reached(words, state.words):
                 with self.average.applied(self.optimizer):
                     self.milestones.export_reached(words, state)
             last = index + 1 == part.updates or state.updates == self.curriculum.total_updates

@@ -48,9 +48,13 @@ class Milestones:
     backends: Sequence[str]
     check: Callable[[], Evaluation]  # on the first documents of the validation text, for `preflight` to reproduce
 
+    def reached(self, before: int, words: int) -> list[int]:
+        """The marks that words have passed since `before`."""
+        return [mark for mark in self.marks if before < mark <= words]
+
     def export_reached(self, before: int, state: RunState) -> None:
         """Exports at the marks that the update which brought the words from `before` to `state.words` has reached."""
-        due = {name_of(mark): mark for mark in self.marks if before < mark <= state.words}
+        due = {name_of(mark): mark for mark in self.reached(before, state.words)}
         clock = {"words": state.words, "tokens": state.tokens, "update": state.updates}
         there = {path.name: asdict(revision) for path, revision in revisions(self.directory)} if due else {}
         if all(there.get(name, {}).items() >= clock.items() for name in due):

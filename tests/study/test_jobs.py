@@ -128,6 +128,7 @@ def test_a_job_saves_when_the_command_that_watches_over_it_dies(make):
     watcher.kill()
     faulty.wait_for(job.directory / "saved")
     watcher.join()
+    assert (watcher.exitcode, (job.directory / "saved").exists()) == (-signal.SIGKILL, True)
 
 
 def test_what_is_done_is_not_run_again_and_what_failed_is(make):
