@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from forked import SMALL
@@ -42,6 +43,12 @@ TARGETED = {
 def test_hydra_stays_at_the_doors():
     inside = {m for m, p in MODULES.items() if any(i.split(".")[0] in ("hydra", "omegaconf") for i in imports(p))}
     assert inside <= {f"babylm_train.{door}" for door in DOORS}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = TopologicalSorter({module: imports(path) & (MODULES.keys() - {module}) for module, path in MODULES.items()})
+    graph.prepare()  # raises CycleError, which names the files
+    assert graph.is_active()
 
 
 def test_modules_named_by_targets_do_not_import_each_other_nor_the_trainer_them():
