@@ -31,8 +31,10 @@ from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
 from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, one_line
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.files import read
+from babylm_train.logger import NoLogger
 from babylm_train.model.build import count_parameters, is_encoder
 from babylm_train.optim import group_parameters, set_decay_horizon
+from babylm_train.state import ALONE, OneProcess
 from babylm_train.trainer import Trainer
 
 REFUSALS = (  # what libraries say to arguments that they do not take
@@ -63,6 +65,7 @@ class Parts:
     trainer: Any
     track: Any
     logger: Any
+    distributed: Any
 
 
 @dataclass
@@ -135,6 +138,7 @@ def name_errors(group: str) -> Iterator[None]:
 
 def rehearse(parts: Parts) -> None:
     """Calls what is partial before data is read, on a model without values: so what does not fit is refused early."""
+    parts.distributed.check()
     if parts.trainer.device != "auto":  # which is left to the job, whose GPU may be another
         find_device(parts.trainer)
     with name_errors("model"), torch.device("meta"):
@@ -164,11 +168,14 @@ class _Tokenizer(list[int]):  # what a model is built for in a rehearsal
     bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
 
 
-def find_device(options: Any) -> torch.device:
-    """That of `options.device`; `auto`: CUDA if there is any, else the CPU. Raises InputError: it is not there."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
+def find_device(options: Any, local: int | None = None) -> torch.device:
+    """That of `options.device`; `auto`: CUDA if there is any, else the CPU. Raises InputError: it is not there.
+
+    local: the GPU that `cuda` means, of several processes on this machine.
+    """
+    name = "cuda" if options.device == "auto" and torch.cuda.is_available() else options.device
     try:
-        device = torch.device(found if options.device == "auto" else options.device)
+        device = torch.device({"auto": "cpu", "cuda": "cuda" if local is None else f"cuda:{local}"}.get(name, name))
         if device.type not in ("cpu", "cuda"):  # losses are added up in float64, which MPS has not
             raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
         (torch.ones(1, device=device) + 1).item()  # a card that this torch has no kernels for shows here
@@ -179,9 +186,12 @@ def find_device(options: Any) -> torch.device:
     return device
 
 
-def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: Any) -> Run:
+def build_run(
+    config: DictConfig, directory: Path, parts: Parts, should_stop: Any, processes: OneProcess = ALONE
+) -> Run:
     """Reads the data and builds the run of a composed `config`; writes nothing to its `directory`."""
-    corpus, tokenizer, train, validation = _read(parts)
+    with processes.first_on_machine():
+        corpus, tokenizer, train, validation = _read(parts)
     options, source = parts.trainer, parts.data
     curriculum = parts.curriculum.begin(
         score_documents(parts.curriculum.strategy, corpus.train, source.cache_dir),
@@ -198,12 +208,13 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
-    model = _build_model(parts, tokenizer)
+    model = _build_model(parts, tokenizer, find_device(parts.trainer, processes.local))
     size, updates = count_parameters(model), curriculum.total_updates
     print(f"model: {size:,} parameters on {model.device}; {updates:,} updates", flush=True)
     optimizer, values = _build_optimizer(parts, model, curriculum), checks.public(config)
     hashes = {"corpus": corpus.fingerprint, "validation": corpus.validation.fingerprint}
     hashes["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    milestones = _build_milestones(parts, directory / "milestones", model, tokenizer, validation)
     trainer = Trainer(
         model=model,
         objective=parts.objective.use_tokenizer(tokenizer),
@@ -216,11 +227,12 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, should_stop: An
         max_length=source.max_length,
         options=options,
         directory=directory,
-        logger=parts.logger,
+        logger=parts.logger if processes.is_main else NoLogger(),
         identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
         should_stop=should_stop,
-        milestones=_build_milestones(parts, directory / "milestones", model, tokenizer, validation),
+        milestones=milestones if processes.is_main else None,
         pairs=_build_pairs(parts, corpus, model, tokenizer),
+        processes=processes,
     )
     strategy = parts.curriculum.strategy
     made_of = (getattr(p, "outside_text", None) for p in (parts.tokenizer, strategy, getattr(strategy, "base", None)))
@@ -241,8 +253,7 @@ def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
     return corpus, tokenizer, train, validation
 
 
-def _build_model(parts: Parts, tokenizer: Any) -> Any:
-    device = find_device(parts.trainer)
+def _build_model(parts: Parts, tokenizer: Any, device: torch.device) -> Any:
     with name_errors("model"), memory_errors("the model does not fit"):
         model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length).to(device)
     if parts.trainer.gradient_checkpointing:

@@ -52,6 +52,7 @@ class Plain(pydantic.BaseModel):
     metrics_bytes: pydantic.NonNegativeInt
     seconds: float
     threads: int
+    processes: int = 1
     hashes: dict[str, str] = {}
     config: dict[str, Any] = {}
 
@@ -140,6 +141,13 @@ class Checkpoints:
                 kept.add(inode)
 
 
+class NoCheckpoints(Checkpoints):
+    """Of a process that writes nothing."""
+
+    def save(self, content: dict[str, Any], names: Sequence[str]) -> Path:
+        return self.directory
+
+
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, if its bytes are those that were written.
 
@@ -184,15 +192,17 @@ def find_checkpoint(resume: str) -> Path:
     raise InputError(f"resume={resume}: no checkpoint there")
 
 
-def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads: int) -> None:
+def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads: int, processes: int = 1) -> None:
     """Raises InputError where a checkpoint is of another corpus, tokenizer or configuration; names what differs."""
     for name, mine in identity.get("hashes", {}).items():
         if (theirs := content.get("hashes", {}).get(name)) != mine:
             raise InputError(f"the checkpoint is of another {name}: its hash is {theirs} there, {mine} here")
     refuse_other(identity.get("config", {}), content.get("config", {}), "the checkpoint")
-    if content["threads"] != threads:
-        warn = "the checkpoint was made with %d threads, now there are %d: same updates, not bitwise"
-        log.warning(warn, content["threads"], threads)
+    saved = (content["threads"], content.get("processes", 1))
+    for name, mine, theirs in zip(("threads", "processes"), (threads, processes), saved, strict=True):
+        if mine != theirs:
+            warn = "the checkpoint was made with %d %s, now there are %d: same updates, not bitwise"
+            log.warning(warn, theirs, name, mine)
 
 
 @contextlib.contextmanager

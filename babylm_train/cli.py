@@ -69,6 +69,8 @@ def _start(arguments: list[str]) -> None:
         for override in () if is_sweep else overrides:
             if override.is_sweep_override() or override.key_or_group.startswith(ONLY_SWEEPS):
                 raise InputError(f"{override.input_line}: for a sweep, add -m; a comma in a value: key=\"'a,b'\"")
+        if is_sweep and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError("a sweep starts processes of its own: run it without torchrun")
         configure_log(configs[0].hydra.job_logging, configs[0].hydra.verbose)
         parts = [build_parts(config) for config in configs]
         for part in parts:

@@ -43,7 +43,8 @@ FOREIGN = r"mode|sweeper\.(params\.(?![+~]*hydra\b).*|n_trials|direction|sampler
 RESOURCES = r"launcher\.(n_jobs|timeout_min|(cpus|gpus)_per_(task|node)|nodes|mem_gb|array_parallelism|max_num_timeout)"
 COMPOSED = ("overrides.", "runtime.", "job.override_dirname", "job.config_name")  # what Hydra itself writes there
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)  # ValueError: `group=3`
-FREE = ("study", "resume", "logger", "job_timeout", "zip")  # top-level keys that do not change what a run computes
+# Keys that do not change what a run computes.
+FREE = ("study", "resume", "logger", "job_timeout", "zip", "distributed")
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
 OLDER = {  # keys of other tools, by their last part

@@ -47,6 +47,10 @@ class OutOfMemory(RunError):
     exit_code = 5  # the model or the batch does not fit; the message gives the sizes
 
 
+class PeerLost(RunError):
+    exit_code = 1  # another process of a distributed run has ended, and has said why
+
+
 class PreemptedError(RunError):
     exit_code = 75  # a signal of SIGNALS arrived; the state is saved and the same command continues
 

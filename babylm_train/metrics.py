@@ -59,6 +59,21 @@ class Record:
         return read_lines(self.metrics, dict[str, Any])
 
 
+class NoRecord(Record):
+    """Of a process that writes nothing."""
+
+    def start(self, offset: int = 0) -> None:
+        pass
+
+    def offset(self) -> int:
+        return 0
+
+    def log(self, **values: Any) -> None:
+        pass
+
+    time = log
+
+
 def _append(path: Path, values: dict[str, Any]) -> None:
     line = json.dumps(values, ensure_ascii=False) + "\n"
     with storage_errors(path), path.open("r+", encoding="utf8") as file:

@@ -76,11 +76,10 @@ class RunningAverage:
 
     def update(self, updates: int) -> None:
         """Takes in the weights as they are after so many updates."""
-        import torch
-
         if self.weights and updates > self.start:
             share = 1 - 0.5 ** (1 / self.half_life) if self.half_life and self.count else 1 / (self.count + 1)
-            torch._foreach_lerp_(self.weights, [p.detach() for p in self.parameters], share)
+            for mean, parameter in zip(self.weights, self.parameters, strict=True):
+                mean.lerp_(parameter.detach(), share)
             self.count += 1
 
     @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from babylm_train.errors import InputError, arguments
-from babylm_train.state import LOSS
+from babylm_train.state import LOSS, OneProcess
 
+WORLD = "WORLD_SIZE"  # as torchrun sets it
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -78,3 +80,12 @@ class TrainerOptions:
         if self.metric != LOSS and not (self.eval_pairs and self.metric.startswith("pairs/")):
             raise InputError(f"trainer.metric must be {LOSS}, or with trainer.eval_pairs pairs/all, got {self.metric}")
         return self
+
+
+class Alone(OneProcess):
+    """A run in one process, as it has to be started."""
+
+    def check(self) -> None:
+        """Before anything is read: was the command started as this needs it? Raises InputError."""
+        if int(os.environ.get(WORLD, 1)) > 1:
+            raise InputError(f"{WORLD}={os.environ[WORLD]}: for several processes, as of torchrun, add distributed=ddp")

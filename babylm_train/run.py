@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 import subprocess
@@ -82,18 +83,47 @@ def run_job(config: Any, directory: Path, typed: list[str], parts: Any = None) -
     from babylm_train import build
     from babylm_train import config as checks
 
-    with lock_run(directory), watch_signals() as preemption:
-        if (path := directory / "result.json").exists():
-            from babylm_train.study.jobs import Outcome
-
-            done: Outcome = read(path, Outcome)
-            if (done.status, done.config_hash) == ("finished", checks.config_hash(config)):
+    parts = parts or build.build_parts(config)
+    with parts.distributed.join(torch.cuda.is_available()) as processes:
+        main = processes.is_main
+        with lock_run(directory) if main else contextlib.nullcontext(), watch_signals() as preemption:
+            done = processes.share(main and find_finished(directory, checks.config_hash(config)))
+            if done:
                 print(f"{directory}: finished already (validation loss {done.val_loss:.4f}); delete it to run again")
-                return done.val_loss
-        run = build.build_run(config, directory, parts or build.build_parts(config), preemption)
-        result = train_to_end(run, checks.saved_config(config), typed, preemption)
+                return float(done.val_loss)
+            run = build.build_run(config, directory, parts, preemption, processes)
+            if not main:
+                return follow(run.trainer, preemption)
+            result = train_to_end(run, checks.saved_config(config), typed, preemption)
     print(f"{directory}\n{show_result(result)}", flush=True)
     return float(result["val_loss"])
+
+
+def find_finished(directory: Path, config_hash: str) -> Outcome | None:
+    """What a run of this configuration that finished in `directory` has left."""
+    if not (path := directory / "result.json").exists():
+        return None
+    from babylm_train.study.jobs import Outcome
+
+    done: Outcome = read(path, Outcome)
+    return done if (done.status, done.config_hash) == ("finished", config_hash) else None
+
+
+def follow(trainer: Trainer, preemption: Preemption) -> float:
+    """What the other processes of a run do: train along from where the main one starts; returns the loss."""
+    if (content := trainer.processes.share()) is not None:
+        trainer.load_checkpoint(content)
+    with memory_errors(describe_batch(trainer)):
+        preemption.training = True
+        trainer.train()
+    trainer.processes.leave()
+    return trainer.state.val_loss or math.nan
+
+
+def describe_batch(trainer: Trainer) -> str:
+    """What does not fit where memory runs out."""
+    rows = f"micro-batches of {trainer.options.batch_size} rows x {trainer.max_length} tokens do not fit"
+    return f"{rows}, halve trainer.batch_size and double trainer.gradient_accumulation_steps"
 
 
 def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemption) -> dict[str, Any]:
@@ -108,18 +138,18 @@ def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemp
         (directory / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     print(plan.table(), flush=True)
     write_json(directory / "plan.json", plan.as_dict())
+    trainer.processes.share(start and start[1])
     if start is not None:
         restore(trainer, *start)
         print(f"resumed at update {trainer.state.updates} of {trainer.curriculum.total_updates}", flush=True)
     variant = " ".join(o for o in overrides if not o.lstrip("+").startswith(("seed=", "study=", "resume=")))
     state, names = trainer.state, {"name": directory.name, "group": run.parts.study, "variant": variant}
     state.run_id = trainer.logger.start(directory, run_id=state.run_id, config=run.config, **names)
-    rows = f"micro-batches of {trainer.options.batch_size} rows x {trainer.max_length} tokens do not fit"
     try:
-        with memory_errors(f"{rows}, halve trainer.batch_size and double trainer.gradient_accumulation_steps"):
+        with memory_errors(describe_batch(trainer)):
             preemption.training = True
             trainer.train()
-            preemption.training = False
+            preemption.training, trainer.processes = False, trainer.processes.leave()
             result = {**summarise_run(run), **finish(run)}
         draw_curves(trainer.record.lines(), directory / "curves.png")
         write_json(directory / "result.json", result)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +57,20 @@ class Batch:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
+    def take(self, rank: int, world: int) -> Batch:
+        """Rows rank, rank + world, ...; where there are none, a row without targets: all have a part in an update."""
+        if world == 1:
+            return self
+        rows = slice(rank, None, world) if rank < len(self.inputs) else slice(0, 1)
+        taken = replace(
+            self, inputs=self.inputs[rows], targets=self.targets[rows], position_ids=self.position_ids[rows]
+        )
+        if rank >= len(self.inputs):
+            taken.targets = taken.targets.new_full(taken.targets.shape, IGNORE)
+        if self.places is not None:
+            taken.places = (taken.targets.flatten() != IGNORE).nonzero().squeeze(1)
+        return taken
+
 
 @dataclass
 class RunState:
@@ -95,6 +112,11 @@ class RunState:
         self.window_nats, self.window_targets = self.window_nats + nats, self.window_targets + targets
         self.epoch_nats, self.epoch_targets = self.epoch_nats + nats, self.epoch_targets + targets
 
+    def place(self, updates: int, epochs: int) -> dict[str, float]:
+        """Where a run of so many updates and epochs is, as every line of its record says."""
+        epoch = round(self.updates / updates * epochs, 4)
+        return {"step": self.updates, "epoch": epoch, "tokens": self.tokens, "words": self.words}
+
     def close_window(self) -> float:
         """The training loss since the last log line; the next window begins."""
         self.train_loss = self.window_nats / self.window_targets
@@ -112,6 +134,11 @@ class RunState:
         loss = f"loss {self.epoch_loss:.4f}, val loss {self.val_loss:.4f}, bits per byte {self.bits_per_byte:.4f}"
         done = f"{self.updates} updates, {self.words:,} words" + ", stopped early" * self.stopped
         return f"epoch {self.epoch}/{epochs}: {pool}; {loss}; {done}; checkpoint_epoch_{self.epoch}.pt"
+
+    def note_evaluation(self, result: Evaluation, raw: Evaluation) -> None:
+        """Takes in an evaluation's figures; `raw`: of the weights without trainer.average."""
+        self.val_loss, self.perplexity, self.bits_per_byte = result.loss, result.perplexity, result.bits_per_byte
+        self.raw_bits_per_byte = min(self.raw_bits_per_byte, raw.bits_per_byte)
 
     def judge(self, loss: float, patience: int | None, min_delta: float) -> bool:
         """Takes in an evaluation's loss: is it the best so far? Sets `stopped` after `patience` that are not better."""
@@ -167,3 +194,57 @@ class EpochSlice:
     start: int
     targets: int
     updates: int
+
+
+class OneProcess:
+    """A run in one process: nothing to share, nobody to agree with.
+
+    rank: the process's number of `world`; local: its number on this machine, which is that of its GPU.
+    """
+
+    rank = 0
+    world = 1
+    local: int | None = None
+
+    @contextlib.contextmanager
+    def join(self, cuda: bool) -> Iterator[OneProcess]:
+        """Inside, the processes of the run know each other; `cuda`: they train on GPUs."""
+        yield self
+
+    @property
+    def is_main(self) -> bool:
+        """Is it the one that writes?"""
+        return self.rank == 0
+
+    def first_on_machine(self) -> AbstractContextManager[None]:
+        """One process of each machine is inside before the others: what it caches they read."""
+        return contextlib.nullcontext()
+
+    def share(self, value: Any = None) -> Any:
+        """The main process's `value`, to all."""
+        return value
+
+    def agree(self, flag: bool) -> bool:
+        """Does any process say so?"""
+        return flag
+
+    def add(self, *tensors: Tensor | None) -> None:
+        """Each tensor becomes its sum over processes; None stays."""
+
+    def begin(self, model: Any) -> None:
+        """Before the first update: all have the same weights."""
+
+    def deal(self, batches: list[Batch], update: int) -> list[Batch]:
+        """This process's rows of the micro-batches of an update, before which each seeds what it draws."""
+        return batches
+
+    def survive(self, save: Callable[[str], object]) -> AbstractContextManager[None]:
+        """Where another process is gone, `save` is called with what happened."""
+        return contextlib.nullcontext()
+
+    def leave(self) -> OneProcess:
+        """The processes part; what is left to do is one's own."""
+        return self
+
+
+ALONE = OneProcess()

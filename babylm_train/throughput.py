@@ -47,10 +47,11 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Meter:
-    """Measures training between two log lines. `flops`: a token; `peak`: FLOP/s of the device."""
+    """Measures training between two log lines, of `model` in rows of `context`, products in `dtype`, on `devices`."""
 
-    def __init__(self, flops: float, peak: float, device: torch.device) -> None:
-        self.flops, self.peak, self.device = flops, peak, device
+    def __init__(self, model: Any, context: int, dtype: torch.dtype, device: torch.device, devices: int = 1) -> None:
+        self.flops, self.device = flops_per_token(model, context), device
+        self.peak = measure_flops(device, dtype, torch.get_float32_matmul_precision()) * devices  # FLOP/s
         self.start(0)
 
     def start(self, tokens: int) -> None:
@@ -78,9 +79,9 @@ class Meter:
         }
 
 
-def keep_pages() -> None:
+def keep_pages(device: torch.device) -> None:
     """Makes glibc's malloc keep freed memory: each update allocates what the last one freed, and new pages are slow."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    if device.type == "cpu" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
 

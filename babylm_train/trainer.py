@@ -7,21 +7,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from babylm_train.checkpoint import BEST, Checkpoints, load, refuse_misfits, refuse_other_run, rng_state, set_rng_state
+from babylm_train import checkpoint
+from babylm_train.checkpoint import BEST, Checkpoints, NoCheckpoints
 from babylm_train.data.packing import EvaluationRows, PackedRows
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.metrics import Record
+from babylm_train.metrics import NoRecord, Record
 from babylm_train.model.forward import Forward
 from babylm_train.optim import RunningAverage, set_mode
-from babylm_train.state import LOSS, Batch, Evaluation, RunState
-from babylm_train.throughput import Meter, flops_per_token, keep_pages, measure_flops
+from babylm_train.state import ALONE, LOSS, Batch, Evaluation, OneProcess, RunState
+from babylm_train.throughput import Meter, keep_pages
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -52,6 +53,7 @@ class Trainer:
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
         milestones: told after each update, before anything is saved. pairs: accuracies, asked at each validation.
+        processes: that train this run; each has a trainer, and one of them writes.
     """
 
     model: Any
@@ -70,34 +72,34 @@ class Trainer:
     should_stop: Callable[[], bool] = lambda: False
     milestones: Milestones | None = None
     pairs: Callable[[], dict[str, float]] = dict
+    processes: OneProcess = ALONE
 
     def __post_init__(self) -> None:
-        model, options = self.model, self.options
+        model, options, world = self.model, self.options, self.processes.world
         self.device = next(model.parameters()).device
         self.validation = EvaluationRows(self.validation_split, self.max_length)
-        self.record = Record(self.directory)
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
+        record, saved = (Record, Checkpoints) if self.processes.is_main else (NoRecord, NoCheckpoints)
+        self.record, self.checkpoints = record(self.directory), saved(self.directory / "checkpoints", options.keep_last)
         self.scaler = self.precision.scaler(self.device)
-        self.forward, self.eager = Forward(model, options.compile, options.batch_size), Forward(model)
+        self.forward, self.eager = Forward(model, options.compile, -(-options.batch_size // world)), Forward(model)
+        self.processes.begin(model)
         self.state, self.saved_at, self.bar = RunState(), -1, tqdm(disable=True)
         self.seconds_before, self.began = 0.0, time.perf_counter()
         self.average = RunningAverage(model, options.average, self.curriculum.total_updates, self.curriculum.epochs)
-        peak = measure_flops(self.device, self.precision.inside, torch.get_float32_matmul_precision())
-        self.meter = Meter(flops_per_token(model, self.max_length), peak, self.device)
-        if self.device.type == "cpu":
-            keep_pages()
+        self.meter = Meter(model, self.max_length, self.precision.inside, self.device, world)
+        keep_pages(self.device)
 
     def train(self) -> RunState:
         """Trains to the end of the budget, or until early stopping; goes on from the state that was loaded.
 
         Raises DivergedError, PreemptedError (the state is saved), StorageError (a file could not be written).
         """
-        state, total = self.state, self.curriculum.total_updates
+        state, total, quiet = self.state, self.curriculum.total_updates, self.processes.rank > 0 or None
         if state.updates == 0:
             self.record.start()
         self.began = time.perf_counter()
         self.meter.start(state.tokens)
-        with tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=None) as self.bar:
+        with tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=quiet) as self.bar:
             while state.epoch < self.curriculum.epochs and state.updates < total and not state.stopped:
                 self.train_epoch()
         return state
@@ -108,14 +110,15 @@ class Trainer:
         part = self.curriculum.prepare_epoch(state.epoch)
         rows = PackedRows(self.train_split, part, self.max_length)
         if state.epoch_update == 0:
-            self._log_epoch()
+            self._log(self.curriculum.figures(state.epoch))
         self.model.train()
         set_mode(self.optimizer, "train")
         for index in range(state.epoch_update, part.updates):
             with self.meter.spend("data"):
                 batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
             rate, words = float(self.scheduler.get_last_lr()[0]), state.words
-            _, norm = self.make_update(batches)
+            with self.processes.survive(self._save_and_stop):
+                _, norm = self.make_update(batches)
             if self.milestones is not None and self.milestones.reached(words, state.words):
                 with self.average.applied(self.optimizer):
                     self.milestones.export_reached(words, state)
@@ -132,10 +135,10 @@ class Trainer:
                 self.save_checkpoint(names + [BEST] * improved)
             if last:
                 tqdm.write(state.describe_epoch(part, self.curriculum.epochs))
-            if self.should_stop() and state.updates < self.curriculum.total_updates:
-                if self.saved_at != state.updates:
-                    self.save_checkpoint([f"checkpoint_step_{state.updates}.pt"])
-                raise PreemptedError(f"preempted at update {state.updates}: saved; the same command continues")
+            with self.processes.survive(self._save_and_stop):
+                stop = self.processes.agree(self.should_stop())
+            if stop and state.updates < self.curriculum.total_updates:
+                self._save_and_stop("preempted")
             if state.stopped or last:
                 break
 
@@ -152,13 +155,15 @@ class Trainer:
         tokens = sum(batch.tokens for batch in batches)
         batches = [self.objective.prepare(replace(b, update=state.updates, progress=progress)) for b in batches]
         targets, limit = sum(batch.tokens for batch in batches), self.options.max_grad_norm or math.inf
+        own = self.processes.deal(batches, state.updates)
         for tries in range(1, MAX_SKIPPED + 1):  # noqa: B007
             total = torch.zeros((), dtype=torch.float64, device=self.device)
-            for batch in batches:
+            for batch in own:
                 with self.precision.autocast(self.device):
                     loss = self.objective(self.forward, batch.to(self.device))
                 self.scaler.scale(loss / targets).backward()
                 total += loss.detach()
+            self.processes.add(total, *(p.grad for p in self.model.parameters()))
             self.scaler.unscale_(self.optimizer)
             gradient = clip_grad_norm_(self.model.parameters(), limit)
             nats, norm = torch.stack([total, gradient.double()]).tolist()  # the only wait for the device
@@ -183,7 +188,8 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Exact loss of the model's weights over the validation split, in float32."""
         with self.meter.spend("aside"):
-            return evaluate(self.model, self.objective, self.validation, self.options.batch_size, self.eager)
+            rows, size = self.validation, self.options.batch_size
+            return evaluate(self.model, self.objective, rows, size, self.eager, self.processes)
 
     def save_checkpoint(self, names: list[str]) -> Path:
         """Everything an exact resume needs, under each of `names`. Raises DivergedError: the weights are not finite."""
@@ -192,10 +198,11 @@ class Trainer:
         content = {
             "state": asdict(self.state),
             **{name: getattr(self, name).state_dict() for name in STATEFUL},
-            "rng": rng_state(),
+            "rng": checkpoint.rng_state(),
             "metrics_bytes": self.record.offset(),
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.world,
             **self.identity,
         }
         with self.meter.spend("aside"):
@@ -206,13 +213,13 @@ class Trainer:
 
     def load_checkpoint(self, source: Path | dict[str, Any]) -> None:
         """Continues from a checkpoint (a path, or its content). Raises InputError: it is damaged, or of another run."""
-        content = source if isinstance(source, dict) else load(Path(source))
+        content = source if isinstance(source, dict) else checkpoint.load(Path(source))
         self.check_compatible(content)
         self.state = RunState(**content["state"])
-        with refuse_misfits():
+        with checkpoint.refuse_misfits():
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(content[name])
-            set_rng_state(content["rng"])
+            checkpoint.set_rng_state(content["rng"])
         if self.state.updates != self.scheduler.last_epoch or self.state.updates > self.curriculum.total_updates:
             raise InputError(f"the checkpoint does not fit this run: state.updates is {self.state.updates}")
         self.record.start(content["metrics_bytes"])
@@ -220,17 +227,17 @@ class Trainer:
 
     def check_compatible(self, content: dict[str, Any]) -> None:
         """Is this checkpoint one of this run? Raises InputError, naming what differs."""
-        refuse_other_run(self.identity, content, torch.get_num_threads())
+        checkpoint.refuse_other_run(self.identity, content, torch.get_num_threads(), self.processes.world)
+
+    def _save_and_stop(self, why: str) -> NoReturn:
+        if self.saved_at != self.state.updates:
+            self.save_checkpoint([f"checkpoint_step_{self.state.updates}.pt"])
+        raise PreemptedError(f"{why} at update {self.state.updates}: saved; the same command continues")
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of training, evaluation and saving, over all resumes."""
         return self.seconds_before + time.perf_counter() - self.began
-
-    def _log_epoch(self) -> None:
-        record, names = self.curriculum.records[self.state.epoch], ("words", "difficulty", "targets")
-        values = {"curriculum/documents": record["admitted"], **{f"curriculum/{name}": record[name] for name in names}}
-        self._log({"threshold": record["threshold"], **values})
 
     def _log_update(self, threshold: float, rate: float, norm: float) -> None:
         values = {"train/loss": self.state.close_window(), "learning_rate": rate, "grad_norm": norm}
@@ -247,7 +254,7 @@ class Trainer:
             return False
         raw = self.evaluate() if self.average.count else None
         with self.average.applied(self.optimizer):
-            result, pairs = self.evaluate(), self.pairs()
+            result, pairs = self.evaluate(), self.processes.share(self.processes.is_main and self.pairs())
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.updates}")
         values = {f"val/{name}": value for name, value in result.figures().items()}
@@ -258,17 +265,14 @@ class Trainer:
         watched = values[metric] if metric == LOSS else 1 - values[metric]
         self._log(values | ({"train/epoch_loss": state.epoch_loss} if state.epoch_update == 0 else {}))
         self.curriculum.report_performance(result.loss, state.epoch, state.epoch_update)
-        state.val_loss, state.perplexity, state.bits_per_byte = result.loss, result.perplexity, result.bits_per_byte
-        state.raw_bits_per_byte = min(state.raw_bits_per_byte, (raw or result).bits_per_byte)
+        state.note_evaluation(result, raw or result)
         return state.judge(watched, stopping.patience, stopping.min_delta)
 
     def _log(self, values: dict[str, Any]) -> None:
         """One line of the record, mirrored by the logger: where the run is, and `values`."""
-        state = self.state
-        epoch = round(state.updates / self.curriculum.total_updates * self.curriculum.epochs, 4)
-        values = {"step": state.updates, "epoch": epoch, "tokens": state.tokens, "words": state.words, **values}
+        values = self.state.place(self.curriculum.total_updates, self.curriculum.epochs) | values
         self.record.log(**values)
-        self.logger.log(values, state.updates)
+        self.logger.log(values, self.state.updates)
 
 
 def _due(update: int, every: int | None) -> bool:

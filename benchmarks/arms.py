@@ -170,7 +170,7 @@ def bare(documents: Sequence[Sequence[int]], setting: Setting, tuned: bool = Fal
     model = model_of(setting, plain=not tuned).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=tuned or None)
     if tuned:
-        keep_pages()
+        keep_pages(torch.device("cpu"))
         torch.set_float32_matmul_precision("highest" if setting.bf16 else "medium")
     forward, objective = Forward(model), CausalObjective()
     stamps = []

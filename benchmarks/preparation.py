@@ -99,7 +99,7 @@ def main() -> None:
         rows = EvaluationRows(validation, length)
         waste = 1 - rows.tokens / (len(rows) * length)
         evaluated = partial(evaluate, model, CausalObjective(), rows, 16, Forward(model))
-        keep_pages()
+        keep_pages(torch.device("cpu"))
         timed(f"evaluate {rows.tokens:,} tokens, {waste:.1%} padding", "at most 10 %", evaluated)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         CausalObjective()(Forward(model), next(rows.batches(2))).backward()

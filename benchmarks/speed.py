@@ -87,7 +87,7 @@ def peak_of(pipe: Any, bf16: bool, clock: Callable[[], float]) -> None:
     if clock is time.process_time:
         torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
-    keep_pages()
+    keep_pages(torch.device("cpu"))
     matrix, seconds = torch.full((2048, 2048), 0.5, dtype=torch.bfloat16 if bf16 else torch.float32), []
     for _ in range(10):
         begin = clock()

@@ -22,7 +22,7 @@ from babylm_train.model.build import causal_lm
 from babylm_train.objective import CausalObjective, HybridObjective, MaskedObjective
 from babylm_train.optim import Precision, schedule
 from babylm_train.options import TrainerOptions
-from babylm_train.state import IGNORE, Batch
+from babylm_train.state import ALONE, IGNORE, Batch
 from babylm_train.trainer import Trainer
 
 VOCABULARY, LENGTH = 40, 8
@@ -109,6 +109,7 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "scores": None,
         "objective": CausalObjective(),
         "device": "cpu",
+        "processes": ALONE,
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
     plain = {"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2}
@@ -129,5 +130,5 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     optimizer = parts["optimizer"](model.parameters())
     scheduler = parts["scheduler"](optimizer, curriculum.total_updates)
     made = (model, parts["objective"], optimizer, scheduler, parts["precision"], curriculum, train, validation, LENGTH)
-    more = {name: parts[name] for name in ("identity", "should_stop")}
+    more = {name: parts[name] for name in ("identity", "should_stop", "processes")}
     return Trainer(*made, options, directory, parts["logger"], **more)

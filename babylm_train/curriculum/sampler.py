@@ -162,6 +162,12 @@ class CurriculumTrainingManager:
             "targets": pool_targets if self.pacing == "single_pass" else self.slice_targets[epoch],
         }
 
+    def figures(self, epoch: int) -> dict[str, float]:
+        """What is logged of an epoch that has begun."""
+        record = self.records[epoch]
+        names = {"documents": "admitted", "words": "words", "difficulty": "difficulty", "targets": "targets"}
+        return {"threshold": record["threshold"], **{f"curriculum/{k}": record[name] for k, name in names.items()}}
+
     def report_performance(self, val_loss: float, epoch: int | None = None, updates: int = 0) -> None:
         """Tells the adaptive parts a validation loss after `updates` of `epoch` (default: the latest is over)."""
         self._check_begun()

@@ -76,10 +76,10 @@ class EvaluationRows:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def batches(self, rows: int) -> Iterator[Batch]:
-        """Batches of up to `rows` rows."""
+    def batches(self, rows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches of up to `rows` rows: every `world`-th from number `rank` on."""
         ids = self.split.ids
-        for first in range(0, len(self.windows), rows):
+        for first in range(rank * rows, len(self.windows), world * rows):
             part = self.windows[first : first + rows]
             inputs = np.full((len(part), self.max_length), self.split.eos)
             targets, positions = np.full_like(inputs, IGNORE), np.zeros_like(inputs)

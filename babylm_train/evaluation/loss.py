@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.objective import Objective
-from babylm_train.state import Evaluation
+from babylm_train.state import ALONE, Evaluation, OneProcess
 
 PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
@@ -31,18 +31,29 @@ def use_float32(model: torch.nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: torch.nn.Module, objective: Objective, rows: EvaluationRows, batch_rows: int, forward: Any = None
+    model: torch.nn.Module,
+    objective: Objective,
+    rows: EvaluationRows,
+    batch_rows: int,
+    forward: Any = None,
+    processes: OneProcess = ALONE,
 ) -> Evaluation:
-    """Loss of `model`, called as `forward`, over every target of `rows` once; batch_rows does not change the result."""
-    device = next(model.parameters()).device
-    nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
+    """Loss of `model`, called as `forward`, over every target of `rows` once, batch by batch dealt out to `processes`.
+
+    batch_rows does not change the result.
+    """
+    device, rank, world = next(model.parameters()).device, processes.rank, processes.world
+    nats, tokens = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.float64)
+    number = -(-len(rows) // (batch_rows * world))
     with use_float32(model):
-        batches = tqdm(rows.batches(batch_rows), "evaluating", -(-len(rows) // batch_rows), leave=False, disable=None)
-        for batch in batches:
+        batches = rows.batches(batch_rows, rank, world)
+        for batch in tqdm(batches, "evaluating", number, leave=False, disable=True if rank else None):
             for part in objective.evaluation(batch):
                 nats += objective(forward or model, part.to(device)).double()
                 tokens += part.tokens
-    return summarise(nats.item(), tokens, rows.words, rows.bytes, objective.likelihood == "pseudo")
+    processes.add(nats)
+    processes.add(tokens)
+    return summarise(nats.item(), int(tokens), rows.words, rows.bytes, objective.likelihood == "pseudo")
 
 
 def summarise(nats: float, tokens: int, words: int, size: int, pseudo: bool = False) -> Evaluation:

@@ -154,7 +154,7 @@ def saved(tmp_path_factory):
 
 
 NESTED = ("state", "rng", "curriculum", "optimizer", "scheduler", "scaler", "average")
-FREE = {"seconds", "threads"}  # a wall clock, and the number that the warning "not bitwise" compares
+FREE = {"processes", "seconds", "threads"}  # a wall clock, and the number that the warning "not bitwise" compares
 
 
 def items(content: dict) -> dict[tuple[str, ...], object]:
