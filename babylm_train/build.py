@@ -34,7 +34,7 @@ from babylm_train.files import read
 from babylm_train.logger import NoLogger
 from babylm_train.model.build import count_parameters, is_encoder
 from babylm_train.optim import group_parameters, set_decay_horizon
-from babylm_train.state import ALONE, OneProcess
+from babylm_train.state import ALONE, Callback, OneProcess
 from babylm_train.trainer import Trainer
 
 REFUSALS = (  # what libraries say to arguments that they do not take
@@ -230,8 +230,8 @@ def build_run(
         logger=parts.logger if processes.is_main else NoLogger(),
         identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
         should_stop=should_stop,
-        milestones=milestones if processes.is_main else None,
-        pairs=_build_pairs(parts, corpus, model, tokenizer),
+        callback=milestones if processes.is_main else Callback(),
+        measures=_build_pairs(parts, corpus, model, tokenizer),
         processes=processes,
     )
     strategy = parts.curriculum.strategy
@@ -276,7 +276,7 @@ def _build_optimizer(parts: Parts, model: Any, curriculum: Any) -> Any:
 
 def _build_milestones(parts: Parts, folder: Path, model: Any, tokenizer: Any, validation: TokenizedSplit) -> Any:
     if not parts.track.milestones:
-        return None
+        return Callback()
     from babylm_train.babylm.milestones import Milestones, beginning
 
     first, objective = EvaluationRows(beginning(validation), parts.data.max_length), parts.objective
@@ -298,7 +298,8 @@ def _build_pairs(parts: Parts, corpus: Corpus, model: Any, tokenizer: Any) -> Ca
         raise InputError(f"trainer.metric must be one of {', '.join(allowed)}, got {options.metric}")
     if cut := texts_cut(tokenizer, pairs, backend):
         logging.warning("trainer.eval_pairs: %d texts are longer than data.max_length and are cut", cut)
-    return partial(score_pairs, model, tokenizer, pairs, backend=backend)
+    score = partial(score_pairs, model, tokenizer, pairs, backend=backend)
+    return lambda: {f"pairs/{name}": value for name, value in score().items()}
 
 
 def reopen(path: Path) -> tuple[list[Any], dict[str, Any]]:

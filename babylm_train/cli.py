@@ -110,7 +110,7 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
 
 def _run_task(config: DictConfig, directory: Path | None = None, parts: Any = None) -> float:
     """A run, or a job of one of Hydra's own launchers; ends the process if it fails."""
-    from babylm_train.run import record_failure, run_job
+    from babylm_train.runner import record_failure, run_job
 
     directory = directory or Path(HydraConfig.get().runtime.output_dir)
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # variables stay unread

@@ -175,6 +175,14 @@ def check_command_line(arguments: Sequence[str], name: str = "config", folder: s
         return compose_each(name, read_overrides(arguments), folder)
 
 
+def compose_one(arguments: Sequence[str] = (), name: str = "config", folder: str | None = None) -> DictConfig:
+    """The configuration of one run, checked. Raises InputError: as for a run, or it is a sweep."""
+    first, *others = check_command_line(arguments, name, folder)
+    if others:
+        raise InputError(f"{' '.join(arguments)[:200]}: this takes one configuration, not a sweep")
+    return first
+
+
 def spread(overrides: list[Override]) -> list[list[str]]:
     """The first job of a sweep, then one variation a further value of each swept key."""
     values: list[list[str]] = []

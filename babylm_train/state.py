@@ -1,4 +1,4 @@
-"""Plain data that passes between the rooms. Imports nothing of ours."""
+"""Plain data that passes between the rooms, and what the loop asks of others. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -194,6 +195,52 @@ class EpochSlice:
     start: int
     targets: int
     updates: int
+
+
+class Callback:
+    """Something of one's own to do at moments of a run; see examples/callback.py."""
+
+    def at_start(self, trainer: Any) -> None:
+        """Before the first update, or the first one after a resume."""
+
+    def after_update(self, trainer: Any) -> None:
+        """After each update, before anything is logged, evaluated or saved; `trainer.state` counts it."""
+
+    def after_evaluation(self, trainer: Any, values: dict[str, float]) -> None:
+        """After each validation; `values` are what was logged of it: val/loss, pairs/all, ..."""
+
+    def at_end(self, trainer: Any) -> None:
+        """After the last update, before the best weights are exported."""
+
+    def adopt(self, directory: Path, words: int) -> None:
+        """Before that, where the run goes on from another run's `directory`, at so many words."""
+
+
+class Callbacks(Callback):
+    """Several, told in turn."""
+
+    def __init__(self, *each: Callback) -> None:
+        self.each = each
+
+    def at_start(self, trainer: Any) -> None:
+        for callback in self.each:
+            callback.at_start(trainer)
+
+    def after_update(self, trainer: Any) -> None:
+        for callback in self.each:
+            callback.after_update(trainer)
+
+    def after_evaluation(self, trainer: Any, values: dict[str, float]) -> None:
+        for callback in self.each:
+            callback.after_evaluation(trainer, values)
+
+    def at_end(self, trainer: Any) -> None:
+        for callback in self.each:
+            callback.at_end(trainer)
+
+    def adopt(self, directory: Path, words: int) -> None:
+        for callback in self.each:
+            callback.adopt(directory, words)
 
 
 class OneProcess:

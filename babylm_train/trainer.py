@@ -21,14 +21,13 @@ from babylm_train.evaluation.loss import evaluate
 from babylm_train.metrics import NoRecord, Record
 from babylm_train.model.forward import Forward
 from babylm_train.optim import RunningAverage, set_mode
-from babylm_train.state import ALONE, LOSS, Batch, Evaluation, OneProcess, RunState
+from babylm_train.state import ALONE, LOSS, Batch, Callback, Evaluation, OneProcess, RunState
 from babylm_train.throughput import Meter, keep_pages
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from babylm_train.babylm.milestones import Milestones
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
     from babylm_train.data.tokens import TokenizedSplit
     from babylm_train.logger import NoLogger
@@ -52,7 +51,7 @@ class Trainer:
         directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
-        milestones: told after each update, before anything is saved. pairs: accuracies, asked at each validation.
+        callback: told of each moment of the run. measures: what else is measured at each validation, as it is logged.
         processes: that train this run; each has a trainer, and one of them writes.
     """
 
@@ -70,8 +69,8 @@ class Trainer:
     logger: NoLogger
     identity: dict[str, Any] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
-    milestones: Milestones | None = None
-    pairs: Callable[[], dict[str, float]] = dict
+    callback: Callback = field(default_factory=Callback)
+    measures: Callable[[], dict[str, float]] = dict
     processes: OneProcess = ALONE
 
     def __post_init__(self) -> None:
@@ -98,10 +97,12 @@ class Trainer:
         if state.updates == 0:
             self.record.start()
         self.began = time.perf_counter()
+        self.callback.at_start(self)
         self.meter.start(state.tokens)
         with tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=quiet) as self.bar:
             while state.epoch < self.curriculum.epochs and state.updates < total and not state.stopped:
                 self.train_epoch()
+        self.callback.at_end(self)
         return state
 
     def train_epoch(self) -> None:
@@ -116,12 +117,10 @@ class Trainer:
         for index in range(state.epoch_update, part.updates):
             with self.meter.spend("data"):
                 batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
-            rate, words = float(self.scheduler.get_last_lr()[0]), state.words
+            rate = float(self.scheduler.get_last_lr()[0])
             with self.processes.survive(self._save_and_stop):
                 _, norm = self.make_update(batches)
-            if self.milestones is not None and self.milestones.reached(words, state.words):
-                with self.average.applied(self.optimizer):
-                    self.milestones.export_reached(words, state)
+            self.callback.after_update(self)
             last = index + 1 == part.updates or state.updates == self.curriculum.total_updates
             if last or _due(state.updates, options.log_every):
                 self._log_update(part.threshold, rate, norm)
@@ -254,11 +253,10 @@ class Trainer:
             return False
         raw = self.evaluate() if self.average.count else None
         with self.average.applied(self.optimizer):
-            result, pairs = self.evaluate(), self.processes.share(self.processes.is_main and self.pairs())
+            result, more = self.evaluate(), self.processes.share(self.processes.is_main and self.measures())
         if not math.isfinite(result.loss):
             raise DivergedError(f"validation loss {result.loss} at update {state.updates}")
-        values = {f"val/{name}": value for name, value in result.figures().items()}
-        values |= {f"pairs/{name}": value for name, value in pairs.items()}
+        values = {f"val/{name}": value for name, value in result.figures().items()} | more
         values |= {f"val/raw_{name}": value for name, value in raw.figures().items()} if raw else {}
         if (metric := self.options.metric) not in values:
             raise InputError(f"trainer.metric must be one of {', '.join(values)}, got {metric}")
@@ -266,7 +264,9 @@ class Trainer:
         self._log(values | ({"train/epoch_loss": state.epoch_loss} if state.epoch_update == 0 else {}))
         self.curriculum.report_performance(result.loss, state.epoch, state.epoch_update)
         state.note_evaluation(result, raw or result)
-        return state.judge(watched, stopping.patience, stopping.min_delta)
+        improved = state.judge(watched, stopping.patience, stopping.min_delta)
+        self.callback.after_evaluation(self, values)
+        return improved
 
     def _log(self, values: dict[str, Any]) -> None:
         """One line of the record, mirrored by the logger: where the run is, and `values`."""

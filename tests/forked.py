@@ -18,7 +18,7 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
 
 LATE = [
-    *(f"babylm_train.{name}" for name in ("build", "run", "trainer", "data.tokenizer", "optim", "curriculum.hindi")),
+    *(f"babylm_train.{name}" for name in ("build", "runner", "trainer", "data.tokenizer", "optim", "curriculum.hindi")),
     *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "qwen3")),
     *("matplotlib.backends.backend_agg", "pandas", "pyarrow.parquet"),
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from babylm_train.babylm.track import name_of
 from babylm_train.files import link, read, replaced, storage_errors
 from babylm_train.model.export import write_model
+from babylm_train.state import Callback
 
 if TYPE_CHECKING:
     from babylm_train.data.tokens import TokenizedSplit
@@ -38,7 +39,7 @@ class Revision:
 
 
 @dataclass
-class Milestones:
+class Milestones(Callback):
     """Exports a model as its words pass the marks."""
 
     directory: Path
@@ -47,6 +48,18 @@ class Milestones:
     tokenizer: Any
     backends: Sequence[str]
     check: Callable[[], Evaluation]  # on the first documents of the validation text, for `preflight` to reproduce
+    words: int = 0  # seen when it was last told
+
+    def at_start(self, trainer: Any) -> None:
+        """See Callback."""
+        self.words = trainer.state.words
+
+    def after_update(self, trainer: Any) -> None:
+        """Exports the weights that are evaluated, if the update has reached a mark."""
+        before, self.words = self.words, trainer.state.words
+        if self.reached(before, self.words):
+            with trainer.average.applied(trainer.optimizer):
+                self.export_reached(before, trainer.state)
 
     def reached(self, before: int, words: int) -> list[int]:
         """The marks that words have passed since `before`."""
@@ -68,9 +81,9 @@ class Milestones:
             folder = self.directory / name
             write_model(self.model, self.tokenizer, folder, self.backends, like=like, records={RECORD: record})
 
-    def adopt(self, other: Path, words: int) -> None:
+    def adopt(self, directory: Path, words: int) -> None:
         """Takes over the revisions of another run that this one goes on from, up to so many `words`."""
-        for path, revision in revisions(other):
+        for path, revision in revisions(directory / self.directory.name):
             target = self.directory / path.name
             if revision.words <= words and revision.mark in self.marks and not target.exists():
                 with storage_errors(self.directory):

@@ -28,7 +28,13 @@ LOG, LOCK = "run.log", ".lock"
 
 # Imported once, by the process that all jobs are forked from: what takes seconds, and nothing that runs.
 PRELOAD = ["torch._dynamo", "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2"]
-PRELOAD += ["matplotlib.figure", "babylm_train.cli", "babylm_train.build", "babylm_train.run", "babylm_train.trainer"]
+PRELOAD += [
+    "matplotlib.figure",
+    "babylm_train.cli",
+    "babylm_train.build",
+    "babylm_train.runner",
+    "babylm_train.trainer",
+]
 PRELOAD += ["babylm_train.data.corpus", "babylm_train.data.tokenizer", "babylm_train.curriculum.strategy"]
 
 

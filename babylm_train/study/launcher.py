@@ -81,7 +81,7 @@ class StudyLauncher:
 
     def _job(self, study: Path, overrides: Sequence[str], number: int) -> Job:
         from babylm_train.config import config_hash, saved_config
-        from babylm_train.run import record_failure
+        from babylm_train.runner import record_failure
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         words = [str(word) for word in config.hydra.overrides.task]
@@ -119,7 +119,7 @@ def take_together(
 
 def run_under_hydra(config: DictConfig, context: HydraContext) -> None:
     """A job in its own process: ends it with the exit code of how the run ended."""
-    from babylm_train.run import run_job
+    from babylm_train.runner import run_job
 
     def train(config: DictConfig) -> float:
         typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from babylm_train.command import CommandLine, start
-from babylm_train.errors import InputError, show_table
+from babylm_train.errors import show_table
 from babylm_train.state import EpochSlice
 from babylm_train.throughput import Size, size_of
 
@@ -276,10 +276,10 @@ def compose_each(line: CommandLine) -> list[DictConfig]:
 
 def compose_one(line: CommandLine) -> DictConfig:
     """The same of a command that looks at one run. Raises InputError: also for a sweep."""
-    first, *others = compose_each(line)
-    if others:
-        raise InputError("this command looks at one configuration, not at a sweep")
-    return first
+    from babylm_train import config
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    return config.compose_one(line.overrides, line.config_name, line.config_dir)
 
 
 def build_from(config: DictConfig) -> Run:

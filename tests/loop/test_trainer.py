@@ -18,7 +18,7 @@ from babylm_train.muon import Muon
 from babylm_train.objective import CausalObjective, ReplacedObjective
 from babylm_train.optim import Precision, schedule
 from babylm_train.options import Average, EarlyStopping
-from babylm_train.run import find_start, restore
+from babylm_train.runner import find_start, restore
 from babylm_train.state import IGNORE, Batch
 
 CONSTANT = partial(schedule, name="constant")

@@ -21,7 +21,7 @@ from babylm_train.errors import InputError, PreemptedError, watch_signals
 from babylm_train.objective import CausalObjective
 from babylm_train.optim import Precision
 from babylm_train.options import Average, EarlyStopping
-from babylm_train.run import find_start, restore
+from babylm_train.runner import find_start, restore
 from babylm_train.state import Batch
 from babylm_train.trainer import Trainer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked import SMALL, Child, command
 
-from babylm_train import cli, run
+from babylm_train import cli, runner
 from babylm_train.trainer import Trainer
 
 ARGUMENTS = [*SMALL, "data.words=1500", "trainer.max_steps=6", "trainer.epochs=3", "trainer.save_every=2"]
@@ -74,7 +74,13 @@ def test_what_can_be_made_again_is(out):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Trainer, "make_update"), (Trainer, "evaluate"), (run, "finish"), (run, "draw_curves"), (run, "write_json")],
+    [
+        (Trainer, "make_update"),
+        (Trainer, "evaluate"),
+        (runner, "finish"),
+        (runner, "draw_curves"),
+        (runner, "write_json"),
+    ],
 )
 def test_deleted_under_its_run_it_ends_with_a_storage_error_and_stays_deleted(tmp_path, finished, owner, name):
     shutil.copytree(finished / "cache", tmp_path / "cache")

@@ -7,9 +7,10 @@ import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,18 +30,21 @@ from babylm_train.errors import (
     printable,
     watch_signals,
 )
-from babylm_train.evaluation.loss import PROMPTS, sample
+from babylm_train.evaluation.loss import PROMPTS, sample, use_float32
 from babylm_train.files import read, storage_errors, write_bytes, write_json, write_text
-from babylm_train.metrics import draw_curves
+from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
+from babylm_train.state import Callback, Callbacks
 from babylm_train.tools.plan import count_exposures, plan_run
 
 if TYPE_CHECKING:
     from babylm_train.build import Run
+    from babylm_train.data.tokens import TokenizedSplit
     from babylm_train.study.jobs import Outcome
     from babylm_train.trainer import Trainer
 
 LOCK = ".lock"
+Metric = Callable[[Any, "TokenizedSplit"], float]
 
 
 @contextlib.contextmanager
@@ -74,11 +78,60 @@ def write_request(directory: Path, config: str, overrides: list[str]) -> None:
     write_text(directory / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
 
 
-def run_job(config: Any, directory: Path, typed: list[str], parts: Any = None) -> float:
+@dataclass(frozen=True)
+class Result:
+    """A run that finished: its directory, and what its result.json holds, also as `result["key"]`."""
+
+    directory: Path
+    values: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, which pandas.DataFrame takes."""
+        return Record(self.directory).lines()
+
+
+def run(
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    metrics: Mapping[str, Metric] | None = None,
+) -> Result:
+    """What `python -m babylm_train` does with these overrides, from Python: trains, goes on, or finds the run finished.
+
+    Args:
+        config_dir: a folder of fragments of your own. callbacks: told of the moments of the run.
+        metrics: functions of (model, validation split), asked at each validation and logged as val/NAME.
+
+    Raises:
+        RunError: one of the kinds in errors.py, with the command line's message.
+    """
+    from babylm_train import build
+    from babylm_train import config as checks
+
+    config = checks.compose_one(overrides, folder=config_dir)
+    parts, directory = build.build_parts(config), Path(config.hydra.run.dir)
+    build.rehearse(parts)
+    run_job(config, directory, list(overrides), parts, callbacks, metrics or {})
+    return Result(directory, read(directory / "result.json", dict[str, Any]))
+
+
+def run_job(
+    config: Any,
+    directory: Path,
+    typed: list[str],
+    parts: Any = None,
+    callbacks: Sequence[Callback] = (),
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
+) -> float:
     """Trains what a composed and checked `config` describes in `directory`, or goes on; returns the validation loss.
 
     Args:
-        typed: overrides. parts: what build_parts made of `config`, if it has been called.
+        typed: overrides. parts: what build_parts made of `config`, if it has been called. callbacks, metrics: see run.
     """
     from babylm_train import build
     from babylm_train import config as checks
@@ -94,9 +147,22 @@ def run_job(config: Any, directory: Path, typed: list[str], parts: Any = None) -
             run = build.build_run(config, directory, parts, preemption, processes)
             if not main:
                 return follow(run.trainer, preemption)
+            add_own(run.trainer, callbacks, metrics)
             result = train_to_end(run, checks.saved_config(config), typed, preemption)
     print(f"{directory}\n{show_result(result)}", flush=True)
     return float(result["val_loss"])
+
+
+def add_own(trainer: Trainer, callbacks: Sequence[Callback], metrics: Mapping[str, Metric]) -> None:
+    """Adds a caller's callbacks and metrics to those of the configuration."""
+    trainer.callback, own = Callbacks(trainer.callback, *callbacks), trainer.measures
+
+    def measure() -> dict[str, float]:
+        with use_float32(trainer.model):
+            found = {f"val/{name}": float(of(trainer.model, trainer.validation_split)) for name, of in metrics.items()}
+        return own() | found
+
+    trainer.measures = measure
 
 
 def find_finished(directory: Path, config_hash: str) -> Outcome | None:
@@ -190,8 +256,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         with storage_errors(trainer.directory):
             trainer.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(trainer.record.metrics, data)
-        if trainer.milestones is not None:
-            trainer.milestones.adopt(theirs / "milestones", state["words"])
+        trainer.callback.adopt(theirs, state["words"])
         if state["best_update"] not in (0, state["updates"]):
             own.link_as(BEST, Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["updates"])
