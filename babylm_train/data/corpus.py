@@ -119,7 +119,8 @@ def describe(corpus: Corpus) -> str:
     report = corpus.report
     lines = [f"corpus: {report['read']:,} documents read{_list_dropped(report['dropped'])}"]
     for name in ("train", "validation"):
-        counts = "{documents:,} documents, {words:,} words, {characters:,} characters, {devanagari:.1%} Devanagari"
+        counts = "{documents:,} documents, {words:,} words, {characters:,} characters"
+        counts += ", {devanagari:.1%} Devanagari" * (report[name]["devanagari"] >= 0.0005)  # what shows as 0.1 %
         lines.append(f"{name}: {counts.format(**report[name])}")
     return "\n".join(lines)
 

@@ -38,6 +38,9 @@ def test_counts_by_hand(tmp_path):
     assert made.report["dropped"] == {"empty": 1, "with control characters": 1, "duplicates": 2, "in validation": 1}
     assert made.report["train"] == {"documents": 2, "words": 4, "characters": 11, "bytes": 29, "devanagari": 1.0}
     assert made.report["validation"]["devanagari"] == pytest.approx(3 / 5)
+    lines = describe(made).splitlines()
+    assert ["Devanagari" in line for line in lines] == [False, True, True]
+    assert "Devanagari" not in describe(corpus(tmp_path, ["மழை வந்தது", "rain"]))
 
 
 def test_split_is_seeded_and_by_document(tmp_path):
