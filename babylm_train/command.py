@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +25,12 @@ class CommandLine:
     overrides: list[str]
     config_name: str = "config"
     config_dir: str | None = None
+
+    def one_run(self) -> Path:
+        """The one place that was typed. Raises InputError: none was, or several."""
+        if len(self.places) != 1:
+            raise InputError(f"give one run's directory, got {' '.join(self.places) or 'none'}")
+        return Path(self.places[0])
 
 
 def read_command_line(arguments: Sequence[str], options: Any = None, *, overrides: bool = False) -> CommandLine:
@@ -66,6 +74,8 @@ def start(main: Callable[[CommandLine], None], page: str, options: Any = None, *
             main(read_command_line(sys.argv[1:], options, overrides=overrides))
     except RunError as error:
         fail(error)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
         fail(Interrupted("interrupted; nothing was written"))
     sys.exit(0)

@@ -27,10 +27,10 @@ from babylm_train.errors import (
     RunError,
     StorageError,
     memory_errors,
-    printable,
+    one_line,
     watch_signals,
 )
-from babylm_train.evaluation.loss import PROMPTS, sample, use_float32
+from babylm_train.evaluation.loss import use_float32
 from babylm_train.files import read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
@@ -286,13 +286,16 @@ def finish(run: Run) -> dict[str, Any]:
 def export(run: Run) -> dict[str, Any]:
     """Writes the weights that the model has into model/; their figures, samples and pairs."""
     from babylm_train.babylm.milestones import revisions
+    from babylm_train.evaluation.generate import Sampling, sample, take_prompts
     from babylm_train.evaluation.pairs import score_pairs, texts_cut
     from babylm_train.model.export import write_model
 
     trainer, model, objective = run.trainer, run.trainer.model, run.trainer.objective
     final, words = trainer.evaluate(), {path: mark.words for path, mark in revisions(trainer.directory / "milestones")}
     write_model(model, run.tokenizer, trainer.directory / "model", objective.backends, like=list(words))
-    samples = [] if objective.encoder else sample(model, run.tokenizer, seed=run.parts.seed)
+    prompts = [] if objective.encoder else take_prompts(run.corpus.validation)
+    written = sample(model, run.tokenizer, prompts, Sampling(seed=run.parts.seed))
+    samples = [{"prompt": prompt, "text": text} for prompt, text in written]
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
     values |= {"likelihood": objective.likelihood, "samples": samples}
     values |= {"milestones": {path.name: n for path, n in words.items()}}
@@ -349,8 +352,8 @@ def show_result(result: dict[str, Any]) -> str:
     values = {name: result[name] for name in names if name in result}
     lines = [f"  {name:<24}{value:{',' if isinstance(value, int) else ',.4f'}}" for name, value in values.items()]
     lines += [f"  {'pairs ' + name:<24}{share:.1%}" for name, share in result.get("pairs", {}).items()]
-    texts = zip(PROMPTS, map(printable, result["samples"]), strict=False)  # an encoder writes none
-    return "\n".join([*lines, *(f"  {prompt} … {text.removeprefix(prompt).strip()}" for prompt, text in texts)])
+    lines += [f"  {one_line(each['prompt'])} … {one_line(each['text'])}" for each in result["samples"]]
+    return "\n".join(lines)
 
 
 def record_failure(

@@ -277,9 +277,7 @@ def push(run: Saved, repository: str) -> None:
 
 def check_and_push(line: CommandLine) -> None:
     options: Options = line.options
-    if len(line.places) != 1:
-        raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
-    run, default = open_run(Path(line.places[0]), options.cache_dir), Path(line.places[0]).resolve().name
+    run, default = open_run(line.one_run(), options.cache_dir), line.one_run().resolve().name
     name = options.name or (options.push_to or default.replace(".", "_")).rpartition("/")[2]
     failed = 0
     for ok, text in preflight(run, name, options):

@@ -1,12 +1,14 @@
 """Exact evaluation, always in float32:
 
-    python -m babylm_train.evaluate RUN [pairs=FILE] [text=FILE] [revision=chck_1M] [backend=mlm] [out=FILE]
+    python -m babylm_train.evaluate RUN [RUN ...] [pairs=FILE] [text=FILE] [revision=chck_1M] [backend=mlm] [out=FILE]
+    python -m babylm_train.evaluate RUN milestones=true [pairs=FILE] [text=FILE] [out=FILE]
 
-RUN is a run's directory or any exported model. `pairs`: minimal pairs (jsonl or tsv, see docs/BABYLM.md) by summed
-and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark that ends a sentence.
-`text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl; `separator`: line or
-blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for a leak: a later
-token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
+RUN is a run's directory or any exported model; several give one table, a row a model. `milestones`: a row a milestone,
+and RUN/milestones.png, accuracy and bits per byte over the words seen. `pairs`: minimal pairs (jsonl or tsv, see
+docs/BABYLM.md) by summed and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark
+that ends a sentence. `text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl;
+`separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
+a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
 """
 
 import sys
@@ -21,6 +23,7 @@ import pydantic
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
+from babylm_train.babylm.milestones import revisions
 from babylm_train.build import find_device
 from babylm_train.command import CommandLine, start
 from babylm_train.data.corpus import Split, fold
@@ -28,18 +31,19 @@ from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.read import Separator, find_files, read_files
 from babylm_train.data.tokenizer import tokenizer_fingerprint
 from babylm_train.data.tokens import tokenize
-from babylm_train.errors import InputError, show_table
+from babylm_train.errors import InputError, printable, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
-from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_pairs, texts_cut
-from babylm_train.files import check_record, read, write_json
+from babylm_train.evaluation.pairs import ALL, by_phenomenon, intervals, judge, read_pairs, texts_cut
+from babylm_train.files import check_record, read, replaced, write_json
 from babylm_train.model.build import take_square_masks
 from babylm_train.model.export import BOTH_WAYS, REMOTE_CODE
 from babylm_train.objective import CausalObjective, MaskedObjective, Objective
-from babylm_train.state import Evaluation, MinimalPair
+from babylm_train.state import Evaluation
 
 Backend = Literal["causal", "mlm", "mntp"]
 ROWS = 8  # of a batch of text
 LEAK = 1e-4  # nats: more than rounding
+SHARE = "{accuracy:.1%} [{low:.1%}, {high:.1%}]"
 NEEDED = ("tokenizer.json", "tokenizer_config.json")  # only fast tokenizers are read
 ELSEWHERE = {"auto_map", "attn_implementation", "_attn_implementation", "quantization_config"}
 OWN_CODE = [{"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{name}"} for name in BOTH_WAYS.values()]
@@ -54,6 +58,7 @@ class Options:
     text_field: str = "text"
     separator: Separator | None = None
     revision: str | None = None
+    milestones: bool = False
     backend: Backend | None = None
     closing: bool = True
     device: str = "auto"
@@ -159,6 +164,14 @@ def future_leak(model: torch.nn.Module, vocabulary: int, length: int = 64) -> fl
     return float((one - two).abs().max())
 
 
+def refuse_leak(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> float:
+    """The model's future_leak. Raises InputError: it is more than rounding."""
+    leak = future_leak(model, len(tokenizer), min(64, tokenizer.model_max_length))
+    if not leak <= LEAK:
+        raise InputError(f"{folder} sees the future: a later token changes an earlier loss, by {leak:.1e} nats")
+    return leak
+
+
 class Texts(list[str]):
     """Texts as a split of a corpus, whose tokens are not kept."""
 
@@ -202,8 +215,18 @@ def read_texts(run: Path, pattern: str, text_field: str, separator: Separator | 
     return found
 
 
+def find_folder(run: Path, revision: str | None) -> Path:
+    """Where a run's model or its milestone `revision` is; else RUN is a model itself. Raises InputError: no model."""
+    folder = run / "model" if (run / "model").is_dir() else run
+    if revision is not None:
+        folder = run / "milestones" / revision
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} holds no model: give the directory of a run that has ended, or of an export")
+    return folder
+
+
 def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
-    """What the command was asked for, printed as it comes; plain types, for JSON."""
+    """What the command was asked for, of one model; plain types, for JSON."""
     if options.pairs is None and options.text is None:
         raise InputError("nothing to evaluate: give pairs=FILE or text=FILE")
     if options.out is not None and (not Path(options.out).parent.is_dir() or Path(options.out).is_dir()):
@@ -212,9 +235,7 @@ def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     if options.text is not None:
         texts = read_texts(run, options.text, options.text_field, options.separator)
-    folder = run / "model" if (run / "model").is_dir() else run
-    if options.revision is not None:
-        folder = run / "milestones" / options.revision
+    folder = find_folder(run, options.revision)
     model, tokenizer, backend = load_model(folder, options.backend, device)
     own, record = tokenizer_fingerprint(tokenizer), run / "result.json"
     if record.is_file() and read(record, Recorded).hashes.get("tokenizer", own) != own:
@@ -224,50 +245,106 @@ def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
         raise InputError("backend=mntp: text= has the backends causal and mlm")
     found: dict[str, Any] = {"model": str(folder), "backend": backend}
     if backend == "causal":
-        found["future_leak"] = future_leak(model, len(tokenizer), min(64, tokenizer.model_max_length))
-        print(f"future leak: {found['future_leak']:.1e} nats")
-        if not found["future_leak"] <= LEAK:
-            raise InputError(f"{folder} sees the future: a later token changes an earlier loss")
+        found["future_leak"] = refuse_leak(model, tokenizer, folder)
     if pairs is not None:
-        found |= _report_pairs(model, tokenizer, backend, pairs, options.closing)
+        found["texts_cut"] = texts_cut(tokenizer, pairs, backend, options.closing)
+        if found["texts_cut"]:
+            most = f"longer than the model's {tokenizer.model_max_length:,} positions and were cut"
+            print(f"warning: {found['texts_cut']:,} of {2 * len(pairs):,} texts are {most}", file=sys.stderr)
+        hits = judge(model, tokenizer, pairs, backend=backend, closing=options.closing)
+        found["pairs"] = {variant: intervals(values, by_phenomenon(pairs)) for variant, values in hits.items()}
     if texts is not None:
-        found["text"] = _report_texts(evaluate_texts(model, tokenizer, texts, backend))
+        found["text"] = {}
+        for name, result in evaluate_texts(model, tokenizer, texts, backend).items():
+            shares = {"tokens": result.tokens, "words": result.words, "unknown_share": result.unknown / result.tokens}
+            found["text"][name] = result.figures() | shares
     return found
 
 
-def _report_pairs(
-    model: Any, tokenizer: Any, backend: str, pairs: Sequence[MinimalPair], closing: bool
-) -> dict[str, Any]:
-    if cut := texts_cut(tokenizer, pairs, backend, closing):
-        most = f"longer than the model's {tokenizer.model_max_length:,} positions and were cut"
-        print(f"warning: {cut:,} of {2 * len(pairs):,} texts are {most}", file=sys.stderr)
-    hits, groups = judge(model, tokenizer, pairs, backend=backend, closing=closing), by_phenomenon(pairs)
-    found = {variant: intervals(values, groups) for variant, values in hits.items()}
-    shown = "{accuracy:.1%} [{low:.1%}, {high:.1%}]"
-    columns = {name: {variant: shown.format(**by[name]) for variant, by in found.items()} for name in groups}
-    print(show_table([{"pairs": name, "n": f"{len(groups[name]):,}", **row} for name, row in columns.items()]))
-    return {"pairs": found, "texts_cut": cut}
+def show_model(found: Mapping[str, Any]) -> str:
+    """What evaluate_run found: a table of phenomena, and one of texts."""
+    pairs, texts = found.get("pairs", {}), found.get("text", {})
+    parts = [f"future leak: {found['future_leak']:.1e} nats"] if "future_leak" in found else []
+    if pairs:
+        rows = [{"pairs": name, "n": f"{by['n']:,}"} for name, by in pairs["summed"].items()]
+        for variant, by in pairs.items():
+            rows = [{**row, variant: SHARE.format(**by[row["pairs"]])} for row in rows]
+        parts.append(show_table(rows))
+    if texts:
+        parts.append(show_table([{"text": name, **_show_text(result)} for name, result in texts.items()]))
+    return "\n".join(parts)
 
 
-def _report_texts(results: Mapping[str, Evaluation]) -> dict[str, Any]:
-    rows, found = [], {}
-    for name, result in results.items():
-        figures, counts = result.figures(), {"tokens": result.tokens, "words": result.words}
-        found[name] = {**figures, **counts, "unknown_share": result.unknown / result.tokens}
-        row = {key.replace("_", " "): f"{value:,.4f}" for key, value in figures.items() if key != "loss"}
-        shown = {"text": name, **{key: f"{value:,}" for key, value in counts.items()}, **row}
-        rows.append({**shown, "unknown, not counted": f"{result.unknown / result.tokens:.3%}"})
-    print(show_table(rows))
+def show_models(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What evaluate_run found of each model, a row each: all texts as one, and pairs by summed log-probability."""
+    rows = []
+    for name, each in found.items():
+        rows.append({"model": name} | ({"words seen": f"{each['words_seen']:,}"} if "words_seen" in each else {}))
+        rows[-1] |= _show_text(each["text"]["all"]) if "text" in each else {}
+        for phenomenon, by in each.get("pairs", {}).get("summed", {}).items():
+            rows[-1][f"pairs {phenomenon}"] = (SHARE if phenomenon == ALL else "{accuracy:.1%}").format(**by)
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return show_table([{key: row.get(key, "") for key in columns} for row in rows])
+
+
+def _show_text(result: Mapping[str, Any]) -> dict[str, str]:
+    counts = {key: f"{result[key]:,}" for key in ("tokens", "words")}
+    hidden = ("loss", "unknown_share", *counts)
+    figures = {key.replace("_", " "): f"{value:,.4f}" for key, value in result.items() if key not in hidden}
+    return {**counts, **figures, "unknown, not counted": f"{result['unknown_share']:.3%}"}
+
+
+def draw_milestones(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A PNG of the accuracy on pairs, with the interval over all of them, and of bits per byte, over words seen."""
+    from matplotlib.figure import Figure
+
+    seen, panels = [each["words_seen"] for each in found], [key for key in ("pairs", "text") if key in found[0]]
+    figure: Any = Figure(figsize=(6 * len(panels), 4), dpi=100, layout="constrained")
+    for panel, axis in zip(panels, figure.subplots(1, len(panels), squeeze=False).flat, strict=True):
+        axis.set(xlabel="words seen", ylabel="bits per byte" if panel == "text" else "accuracy, summed log-probability")
+        axis.grid(alpha=0.3)
+        if panel == "text":
+            texts = [each["text"]["all"] for each in found]
+            axis.plot(seen, [v for text in texts for k, v in text.items() if k.endswith("bits_per_byte")], ".-")
+            continue
+        for name in found[0]["pairs"]["summed"]:
+            share, low, high = ([e["pairs"]["summed"][name][k] for e in found] for k in ("accuracy", "low", "high"))
+            look = {"color": "black", "linewidth": 2, "zorder": 3} if name == ALL else {"linewidth": 1}
+            axis.plot(seen, share, ".-", label=printable(name).replace("$", r"\$"), **look)
+            if name == ALL:
+                axis.fill_between(seen, low, high, color="black", alpha=0.15, linewidth=0)
+        axis.legend()
+    with replaced(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def evaluate_milestones(run: Path, options: Options) -> dict[str, dict[str, Any]]:
+    """What evaluate_run finds of each milestone of a run, by words seen; draws it into the run's directory."""
+    marks = revisions(run / "milestones")
+    if not marks or options.revision is not None:
+        which = "revision= names one of them" if marks else "there are none; track.milestones=[...] has a run make them"
+        raise InputError(f"milestones=true asks for all milestones of {run}: {which}")
+    found = {}
+    for path, mark in marks:
+        found[path.name] = {"words_seen": mark.words, **evaluate_run(run, replace(options, revision=path.name))}
+    draw_milestones(list(found.values()), run / "milestones.png")
     return found
 
 
 def evaluate_command(line: CommandLine) -> None:
-    """Evaluates the one RUN of a command line, and writes `out`."""
-    if len(line.places) != 1:
-        raise InputError(f"give one run's directory, got {' '.join(line.places) or 'none'}")
-    found = evaluate_run(Path(line.places[0]), line.options)
-    if line.options.out is not None:
-        write_json(Path(line.options.out), found)
+    """Evaluates each RUN of a command line, or the milestones of one, and writes `out`."""
+    options: Options = line.options
+    if options.milestones:
+        found: Any = evaluate_milestones(line.one_run(), options)
+        print(show_models(found), line.one_run() / "milestones.png", sep="\n")
+    elif len(line.places) > 1:
+        found = {place: evaluate_run(Path(place), options) for place in line.places}
+        print(show_models(found))
+    else:
+        found = evaluate_run(line.one_run(), options)
+        print(show_model(found))
+    if options.out is not None:
+        write_json(Path(options.out), found)
 
 
 def main() -> None:

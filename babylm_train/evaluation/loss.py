@@ -1,19 +1,16 @@
-"""Exact evaluation: every target of a text once, in float32; and samples."""
+"""Exact evaluation: every target of a text once, in float32."""
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.objective import Objective
 from babylm_train.state import ALONE, Evaluation, OneProcess
-
-PROMPTS = ("एक दिन", "राम ने", "लड़की घर")
 
 
 @contextlib.contextmanager
@@ -72,24 +69,3 @@ def summarise(nats: float, tokens: int, words: int, size: int, pseudo: bool = Fa
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-@torch.no_grad()
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS, seed: int = 0
-) -> list[str]:
-    """A prompt each with up to 40 more tokens, top-p 0.9, seeded; leaves the model in eval mode."""
-    device, texts = model.device, []
-    model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for prompt in prompts:
-            ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-            ids = ids[: tokenizer.model_max_length - 1]
-            rows = torch.tensor([ids], device=device)
-            options: dict[str, Any] = {"do_sample": True, "top_p": 0.9, "top_k": 0}
-            options["max_new_tokens"] = min(40, tokenizer.model_max_length - len(ids))
-            options |= {"pad_token_id": tokenizer.pad_token_id, "attention_mask": torch.ones_like(rows)}
-            out = model.generate(rows, **options)  # type: ignore[operator]
-            texts.append(str(tokenizer.decode(out[0, 1:], skip_special_tokens=True)))
-    return texts

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,23 @@ from exported import LENGTH as POSITIONS
 from exported import export, nano
 from tiny import LENGTH, random_split, tiny_model
 
+from babylm_train.babylm.milestones import Revision
+from babylm_train.command import CommandLine
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.tokenizer import Byte, tokenizer_fingerprint
 from babylm_train.errors import InputError
-from babylm_train.evaluation.command import Options, evaluate_run, evaluate_texts, future_leak, load_model, main
+from babylm_train.evaluation.command import (
+    Options,
+    evaluate_command,
+    evaluate_run,
+    evaluate_texts,
+    future_leak,
+    load_model,
+    main,
+    show_model,
+)
 from babylm_train.evaluation.loss import evaluate, summarise
+from babylm_train.files import write_json
 from babylm_train.objective import CausalObjective
 
 
@@ -73,11 +87,12 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path, capsys):
+def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_said(run, tmp_path):
     (tmp_path / "t.txt").write_text("अ आ\nइ ई\n\nउ 漢\n", encoding="utf8")
-    found = evaluate_run(run, Options(text=str(tmp_path / "t.txt")))["text"]["all"]
+    whole = evaluate_run(run, Options(text=str(tmp_path / "t.txt")))
+    found = whole["text"]["all"]
     assert (found["tokens"], found["unknown_share"]) == (6 + 2, 1 / 8)  # a mark a document
-    assert "12.500%" in capsys.readouterr().out
+    assert "12.500%" in show_model(whole)
     found = evaluate_run(run / "model", Options(text=str(tmp_path / "t.txt")))["text"]["all"]
     assert found["tokens"] == 6 + 3  # a document a line where no run says otherwise
 
@@ -131,3 +146,30 @@ def test_what_is_cut_is_said_and_another_tokenizer_than_the_runs_is_not_scored(r
     (tmp_path / "model/tokenizer.json").write_text(swapped, encoding="utf8")
     with pytest.raises(InputError, match=r"tokenizer\.json is not the tokenizer that .*result\.json names"):
         evaluate_run(tmp_path, options)
+
+
+def test_several_models_give_a_row_each_and_milestones_a_picture(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"good": "अ आ", "bad": "आ अ", "phenomenon": name} for name in ("$x", "y")]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
+    Path("t.txt").write_text("अ आ\n", encoding="utf8")
+    asked = Options(pairs="p.jsonl", text="t.txt", out="out.json")
+    encoder = export(tmp_path / "deberta", "deberta")
+    evaluate_command(CommandLine([str(run), str(encoder)], asked, []))
+    found = json.loads(Path("out.json").read_text())
+    assert found[str(encoder)] == evaluate_run(encoder, asked)
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table] == ["model", str(run), str(encoder)]
+    Path("r/milestones").mkdir(parents=True)
+    for words, name in ((900, "chck_900"), (50, "chck_50")):
+        export(tmp_path / "r/milestones" / name)
+        mark = Revision(name, words, words + 7, words, words, 1.0, 1)
+        write_json(tmp_path / "r/milestones" / name / "milestone.json", asdict(mark))
+    evaluate_command(CommandLine(["r"], replace(asked, milestones=True), []))
+    found = json.loads(Path("out.json").read_text())
+    assert [(name, each["words_seen"]) for name, each in found.items()] == [("chck_50", 57), ("chck_900", 907)]
+    assert found["chck_50"]["text"] == evaluate_run(Path("r"), replace(asked, revision="chck_50"))["text"]
+    assert Path("r/milestones.png").read_bytes().startswith(b"\x89PNG")
+    for places, options in ((["r", "r"], {}), ([str(run)], {}), (["r"], {"revision": "chck_50"})):
+        with pytest.raises(InputError):
+            evaluate_command(CommandLine(places, replace(asked, milestones=True, **options), []))
