@@ -73,7 +73,7 @@ def show_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as an aligned table of printable text, numbers on the right, a header above."""
     columns = []
     for name, first in rows[0].items() if rows else ():
-        cells = [name, *(printable(row.get(name, "")) for row in rows)]
+        cells = [printable(cell) for cell in (name, *(row.get(name, "") for row in rows))]
         width = max(map(len, cells))
         is_text = isinstance(first, str) and not first[:1].isdigit()
         columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])

@@ -286,7 +286,7 @@ def finish(run: Run) -> dict[str, Any]:
 def export(run: Run) -> dict[str, Any]:
     """Writes the weights that the model has into model/; their figures, samples and pairs."""
     from babylm_train.babylm.milestones import revisions
-    from babylm_train.evaluation.generate import Sampling, sample, take_prompts
+    from babylm_train.evaluation.generate import Options, sample, take_prompts
     from babylm_train.evaluation.pairs import score_pairs, texts_cut
     from babylm_train.model.export import write_model
 
@@ -294,7 +294,7 @@ def export(run: Run) -> dict[str, Any]:
     final, words = trainer.evaluate(), {path: mark.words for path, mark in revisions(trainer.directory / "milestones")}
     write_model(model, run.tokenizer, trainer.directory / "model", objective.backends, like=list(words))
     prompts = [] if objective.encoder else take_prompts(run.corpus.validation)
-    written = sample(model, run.tokenizer, prompts, Sampling(seed=run.parts.seed))
+    written = sample(model, run.tokenizer, prompts, Options(seed=run.parts.seed))
     samples = [{"prompt": prompt, "text": text} for prompt, text in written]
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
     values |= {"likelihood": objective.likelihood, "samples": samples}

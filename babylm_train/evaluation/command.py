@@ -221,7 +221,7 @@ def find_folder(run: Path, revision: str | None) -> Path:
     if revision is not None:
         folder = run / "milestones" / revision
     if not (folder / "config.json").exists():
-        raise InputError(f"{folder} holds no model: give the directory of a run that has ended, or of an export")
+        raise InputError(f"no {folder / 'config.json'}: give the directory of a run that has ended, or an export")
     return folder
 
 
@@ -250,7 +250,10 @@ def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
         found["texts_cut"] = texts_cut(tokenizer, pairs, backend, options.closing)
         if found["texts_cut"]:
             most = f"longer than the model's {tokenizer.model_max_length:,} positions and were cut"
-            print(f"warning: {found['texts_cut']:,} of {2 * len(pairs):,} texts are {most}", file=sys.stderr)
+            print(
+                f"warning: {printable(folder)}: {found['texts_cut']:,} of {2 * len(pairs):,} texts are {most}",
+                file=sys.stderr,
+            )
         hits = judge(model, tokenizer, pairs, backend=backend, closing=options.closing)
         found["pairs"] = {variant: intervals(values, by_phenomenon(pairs)) for variant, values in hits.items()}
     if texts is not None:

@@ -30,19 +30,13 @@ COLD = 1e-3  # a temperature below draws what is likeliest anyway, and logits di
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn."""
+class Options:
+    """What is asked for."""
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(ge=1)] = 40
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-
-@dataclass(frozen=True)
-class Options(Sampling):
-    """What is asked for."""
-
     prompt: str | None = None
     samples: Annotated[int, Field(ge=1)] = 1
     revision: str | None = None
@@ -56,7 +50,7 @@ def take_prompts(documents: Iterable[str]) -> list[str]:
 
 
 def sample(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], how: Sampling
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], how: Options
 ) -> Iterator[tuple[str, str]]:
     """Each prompt and its continuation, as soon as it is asked for; leaves the model in eval mode."""
     device, limit, drawn = model.device, tokenizer.model_max_length, how.temperature >= COLD

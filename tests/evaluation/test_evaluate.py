@@ -150,7 +150,7 @@ def test_what_is_cut_is_said_and_another_tokenizer_than_the_runs_is_not_scored(r
 
 def test_several_models_give_a_row_each_and_milestones_a_picture(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    pairs = [{"good": "अ आ", "bad": "आ अ", "phenomenon": name} for name in ("$x", "y")]
+    pairs = [{"good": "अ आ", "bad": "आ अ", "phenomenon": name} for name in ("$x\x1b[2J", "y")]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
     Path("t.txt").write_text("अ आ\n", encoding="utf8")
     asked = Options(pairs="p.jsonl", text="t.txt", out="out.json")
@@ -160,6 +160,7 @@ def test_several_models_give_a_row_each_and_milestones_a_picture(run, tmp_path, 
     assert found[str(encoder)] == evaluate_run(encoder, asked)
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table] == ["model", str(run), str(encoder)]
+    assert all(line.isprintable() for line in table)
     Path("r/milestones").mkdir(parents=True)
     for words, name in ((900, "chck_900"), (50, "chck_50")):
         export(tmp_path / "r/milestones" / name)

@@ -74,7 +74,8 @@ def test_a_run_from_nothing_and_again(run, tmp_path):
     assert set(result["pairs"]) == {"all", "ergative", "gender", "number", "postposition", "word_order"}
     for name in ("config.yaml", "curves.png", "model/model.safetensors", "checkpoints/checkpoint_best.pt"):
         assert (tmp_path / "a" / name).stat().st_size > 0
-    assert "एक दिन" in out
+    assert len(result["samples"]) == 2  # a validation document each
+    assert all(f"{each['prompt']} … " in out for each in result["samples"])
     last = (tmp_path / "a/metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["val/loss"] == result["val_loss"]
     before = (tmp_path / "a/result.json").stat().st_mtime_ns
