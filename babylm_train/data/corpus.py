@@ -119,9 +119,11 @@ def describe(corpus: Corpus) -> str:
     report = corpus.report
     lines = [f"corpus: {report['read']:,} documents read{_list_dropped(report['dropped'])}"]
     for name in ("train", "validation"):
-        counts = "{documents:,} documents, {words:,} words, {characters:,} characters"
-        counts += ", {devanagari:.1%} Devanagari" * (report[name]["devanagari"] >= 0.0005)  # what shows as 0.1 %
-        lines.append(f"{name}: {counts.format(**report[name])}")
+        counts = {key: report[name][key] for key in ("documents", "words", "characters")}
+        shown = [f"{count:,} {key[: len(key) - (count == 1)]}" for key, count in counts.items()]
+        if (share := report[name]["devanagari"]) >= 0.0005:  # what shows as 0.1 %
+            shown.append(f"{share:.1%} Devanagari")
+        lines.append(f"{name}: {', '.join(shown)}")
     return "\n".join(lines)
 
 
