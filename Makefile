@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu torture-studies lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on thi
 
 bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
 	$(PY) benchmarks/gpu.py
+
+scale: $(READY)  ## seconds and memory of preparing 1, 10 and 100 million tokens; SIZES="10 100 1000" for others
+	$(PY) benchmarks/scale.py --millions $(or $(SIZES),1 10 100)
 
 wheel: $(READY)  ## builds dist/*.whl, installs it into a clean environment and runs it from an empty folder
 	rm -rf dist build/wheel && mkdir -p build/wheel/empty

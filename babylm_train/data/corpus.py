@@ -1,8 +1,13 @@
-"""A corpus: documents folded and weeded, the same for every source, in two splits, stored once and memory-mapped."""
+"""A corpus: documents folded and weeded, the same for every source, in two splits, stored once and memory-mapped.
 
+Text streams through: in memory are 28 bytes a document, whatever its length.
+"""
+
+import hashlib
 import json
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -96,16 +101,20 @@ def load_corpus(
 
     def build(folder: Path) -> None:
         dropped: Counter[str] = Counter()
-        split_of: dict[bytes, str] = {}  # validation comes first: training loses a document that stands in both
-        held = [] if validation is None else _clean(read_texts(validation), "validation", dropped, split_of)
-        kept = _clean(read_texts(train), "train", dropped, split_of)
-        documents_read = len(kept) + len(held) + dropped.total()
-        if validation is None:
-            kept, held = _set_aside(kept, share, seed)
+        held = None if validation is None else _store(read_texts(validation), folder / "held", dropped)
+        found = _store(read_texts(train), folder / "found", dropped)
+        documents_read = len(found.sizes) + (len(held.sizes) if held else 0) + dropped.total()
+        chosen, others = _drop_repeats(found, held, dropped)
+        if held is None:
+            chosen, others = _set_aside(chosen, share, seed)
         if max_words is not None:
-            whole, kept = len(kept), _take_words(kept, max_words, seed)
-            dropped += Counter({"over data.max_words": whole - len(kept)})
-        counts = {"train": _write(folder, "train", kept), "validation": _write(folder, "validation", held)}
+            whole, chosen = len(chosen), _take_words(chosen, found.words, max_words, seed)
+            dropped += Counter({"over data.max_words": whole - len(chosen)})
+        counts = {"train": _write(folder, "train", found, chosen)}
+        counts["validation"] = _write(folder, "validation", held or found, others)
+        for stored in (found, held):
+            if stored is not None:
+                stored.path.unlink()
         (folder / "corpus.json").write_text(json.dumps({"read": documents_read, "dropped": dropped, **counts}))
 
     folder = cached(Path(options.cache_dir), "corpus", key, build)
@@ -132,65 +141,98 @@ def _list_dropped(dropped: dict[str, int]) -> str:
     return f" (dropped: {', '.join(counts)})" if dropped else ""
 
 
-def _clean(texts: Iterable[str], split: str, dropped: Counter[str], split_of: dict[bytes, str]) -> list[bytes]:
-    """What is kept; counts what is not in `dropped`, and notes the rest in `split_of`."""
-    kept = []
-    for text in map(fold, texts):
-        encoded = text.encode()
-        if reason := _find_reason(text, split, split_of.get(encoded)):
-            dropped[reason] += 1
-        else:
-            split_of[encoded] = split
-            kept.append(encoded)
-    if not kept:
-        raise InputError(f"data.{split} holds no document{_list_dropped(dropped)}")
-    return kept
+@dataclass(frozen=True)
+class _Stored:
+    """Documents as they were read and folded: their text in a file; of each its bytes, words and a digest of it."""
+
+    path: Path
+    sizes: np.ndarray  # int64 (N,)
+    words: np.ndarray  # int32 (N,)
+    digests: np.ndarray  # uint64 (N, 2)
 
 
-def _find_reason(text: str, split: str, earlier: str | None) -> str:
-    """Why a document of `split` that stood in the split `earlier` is dropped, or nothing."""
+def _store(texts: Iterable[str], path: Path, dropped: Counter[str]) -> _Stored:
+    """Writes what is kept to `path`, one text after the other; counts what is not in `dropped`."""
+    sizes, words, digests = array("q"), array("i"), bytearray()
+    with path.open("wb") as file:
+        for text in map(fold, texts):
+            if reason := _find_reason(text):
+                dropped[reason] += 1
+                continue
+            encoded = text.encode()
+            file.write(encoded)
+            sizes.append(len(encoded))
+            words.append(len(encoded.split()))
+            digests += hashlib.blake2b(encoded, digest_size=16).digest()
+    numbers = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    return _Stored(path, np.array(sizes, np.int64), np.array(words, np.int32), numbers)
+
+
+def _find_reason(text: str) -> str:
+    """Why a document is dropped, or nothing."""
     if not text:
         return "empty"
     if re.search(CONTROL, text):
         return "with control characters"
     if len(text) > MAX_WORD and max(map(len, text.split())) > MAX_WORD:
         return f"with a word of over {MAX_WORD:,} letters"
-    if earlier is not None:
-        return "duplicates" if earlier == split else "in validation"
     return ""
 
 
-def _set_aside(texts: list[bytes], share: float, seed: int) -> tuple[list[bytes], list[bytes]]:
+def _drop_repeats(found: _Stored, held: _Stored | None, dropped: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents to train on, and which of `held` to evaluate on: the first of equal ones, `held` before `found`.
+
+    Raises InputError: one of the two has none.
+    """
+    digests = found.digests if held is None else np.concatenate([held.digests, found.digests])
+    own = len(digests) - len(found.digests)  # of `held`
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equal ones the first stays first
+    new = np.append(True, (np.diff(digests[order].view(np.int64), axis=0) != 0).any(axis=1))[: len(order)]
+    first = np.empty(len(order), np.int64)
+    first[order] = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    repeats = first != np.arange(len(order))
+    elsewhere = repeats & (first < own)
+    elsewhere[:own] = False
+    dropped += Counter({"duplicates": int((repeats & ~elsewhere).sum()), "in validation": int(elsewhere.sum())})
+    kept = np.flatnonzero(~repeats[own:]), np.flatnonzero(~repeats[:own])
+    for name, chosen in (("train", kept[0]), *([("validation", kept[1])] if held else [])):
+        if not len(chosen):
+            raise InputError(f"data.{name} holds no document{_list_dropped(dropped)}")
+    return kept
+
+
+def _set_aside(chosen: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The documents to train on, and those drawn for validation."""
-    if len(texts) < 2:
+    if len(chosen) < 2:
         raise InputError("data: one document cannot be split; give data.validation files, or check data.separator")
-    count = min(max(round(share * len(texts)), 1), len(texts) - 1)
-    held = set(np.random.default_rng([seed, 0]).permutation(len(texts))[:count].tolist())
-    return [text for i, text in enumerate(texts) if i not in held], [texts[i] for i in sorted(held)]
+    count = min(max(round(share * len(chosen)), 1), len(chosen) - 1)
+    held = np.zeros(len(chosen), bool)
+    held[np.random.default_rng([seed, 0]).permutation(len(chosen))[:count]] = True
+    return chosen[~held], chosen[held]
 
 
-def _count_words(texts: Sequence[bytes]) -> np.ndarray:
-    return np.array([len(text.split()) for text in texts], np.int32)
-
-
-def _take_words(texts: list[bytes], max_words: int, seed: int) -> list[bytes]:
-    order = np.random.default_rng([seed, 1]).permutation(len(texts))
-    total = np.cumsum(_count_words(texts)[order], dtype=np.int64)
+def _take_words(chosen: np.ndarray, words: np.ndarray, max_words: int, seed: int) -> np.ndarray:
+    order = np.random.default_rng([seed, 1]).permutation(len(chosen))
+    total = np.cumsum(words[chosen][order], dtype=np.int64)
     taken = np.sort(order[: np.searchsorted(total, max_words, side="right")])
     if not len(taken):
         raise InputError(f"data.max_words={max_words} admits no document: the first drawn has {total[0]} words")
-    return [texts[i] for i in taken]
+    return chosen[taken]
 
 
-def _write(folder: Path, name: str, texts: list[bytes]) -> dict[str, Any]:
+def _write(folder: Path, name: str, stored: _Stored, chosen: np.ndarray) -> dict[str, Any]:
     """Writes one split; its counts."""
-    offsets, words = np.cumsum([0, *map(len, texts)], dtype=np.int64), _count_words(texts)
+    text, ends = np.memmap(stored.path, np.uint8, mode="r"), np.cumsum(stored.sizes)
+    characters = spaces = devanagari = 0
+    with (folder / f"{name}.utf8").open("wb") as file:
+        for document in chosen.tolist():
+            encoded = text[ends[document] - stored.sizes[document] : ends[document]].tobytes()
+            file.write(encoded)
+            characters += len(encoded.decode())
+            spaces += encoded.count(b" ") + encoded.count(b"\n")
+            devanagari += encoded.count(b"\xe0\xa4") + encoded.count(b"\xe0\xa5")  # U+0900 to U+097F
+    offsets, words = np.append(0, np.cumsum(stored.sizes[chosen])), stored.words[chosen]
     np.save(folder / f"{name}.offsets.npy", offsets)
     np.save(folder / f"{name}.words.npy", words)
-    with (folder / f"{name}.utf8").open("wb") as file:
-        file.writelines(texts)
-    characters = sum(len(text.decode()) for text in texts)
-    spaces = sum(text.count(b" ") + text.count(b"\n") for text in texts)
-    devanagari = sum(text.count(b"\xe0\xa4") + text.count(b"\xe0\xa5") for text in texts)  # U+0900 to U+097F
-    counts = {"documents": len(texts), "words": int(words.sum()), "characters": characters, "bytes": int(offsets[-1])}
+    counts = {"documents": len(chosen), "words": int(words.sum()), "characters": characters, "bytes": int(offsets[-1])}
     return {**counts, "devanagari": devanagari / (characters - spaces)}

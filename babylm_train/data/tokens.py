@@ -17,6 +17,7 @@ from babylm_train.files import cached, digest
 
 FORMAT = 2  # raise it when the files change
 CHUNK_BYTES = 1 << 21  # of text encoded at once: enough for all cores, little memory
+CHUNK = 1 << 24  # tokens counted at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerFast, *, cache_dir: str
     folder = cached(Path(cache_dir), "tokens", fingerprint, lambda folder: _encode(split, tokenizer, folder))
     ids: np.ndarray = np.memmap(folder / "ids.bin", dtype=_id_type(tokenizer), mode="r")
     counted = tokenizer.unk_token_id not in (None, tokenizer.eos_token_id)
+    parts = (ids[first : first + CHUNK] for first in range(0, len(ids) * counted, CHUNK))
     return TokenizedSplit(
         ids=ids,
         offsets=np.load(folder / "offsets.npy"),
@@ -50,7 +52,7 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerFast, *, cache_dir: str
         words=split.words,
         eos=tokenizer.eos_token_id,
         fingerprint=fingerprint,
-        unknown=int(np.count_nonzero(ids == tokenizer.unk_token_id)) if counted else 0,
+        unknown=sum(int((part == tokenizer.unk_token_id).sum()) for part in parts),
     )
 
 
