@@ -4,7 +4,7 @@ Writes report.html (one file), report.md and results.csv into the study's direct
 beside the first. Runs that differ only in their seed form a variant; variants are compared with a baseline, seed by
 seed, and only where both had the same text, budget and objective; those that differ in these form groups, each with a
 baseline of its own. Baselines are recorded in baseline.json when first reported, and stay until `baseline=` names
-another: a variant, or a part of a name that only it has.
+another: a variant, or a part of a name that only it has. A search is reported by trials, unless `baseline=` is given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from babylm_train.command import CommandLine, start
 from babylm_train.errors import InputError, one_line
 from babylm_train.files import read, write_json, write_text
 from babylm_train.study.results import METRICS, RunRecord, Variant, group_variants, read_study
+from babylm_train.study.search import read_trials, repeat_trial
 from babylm_train.study.statistics import ALPHA, Estimate, compare_pairs, compare_ratios, holm, summarise
 
 WORDS_TOLERANCE = 0.05  # of the baseline's words: rankings spend equal tokens on longer or shorter words
@@ -281,14 +283,15 @@ def tabulate_variants(
 
 
 def tabulate_results(variants: Sequence[Variant]) -> pd.DataFrame:
-    """results.csv: one row a run, a column for each key that was swept."""
-    rows = []
-    for v in variants:
-        swept = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in v.words)}
+    """results.csv: one row a run, a column for each swept key, with its default where a run has no override."""
+    words = [dict(word.lstrip("+").split("=", 1) for word in v.words if "=" in word) for v in variants]
+    keys, rows = dict.fromkeys(key for each in words for key in each), []
+    for v, typed in zip(variants, words, strict=True):
+        swept = {key: typed.get(key, v.leaves.get(key)) for key in keys}
         for run in v.runs:
             row = {"variant": v.name, "seed": run.seed, "status": run.result.status, **swept, **run.metrics}
             row |= {"config_hash": run.result.config_hash, **run.facts, **run.machine}
-            rows.append(row | {"directory": run.name, "cause": run.result.cause})
+            rows.append(row | {"directory": run.name, "cause": run.result.cause} | swept)  # not the hash of `tokenizer`
     return pd.DataFrame(rows)
 
 
@@ -336,6 +339,22 @@ def draw_differences(verdicts: Sequence[Comparison]) -> list[tuple[str, str]]:
     return [(title, to_source(figure))]
 
 
+def draw_trials(table: pd.DataFrame, best: Any) -> list[tuple[str, str]]:
+    """The loss by trial and by each parameter; not optuna 2's pictures, most of which fail with today's matplotlib."""
+    from matplotlib.figure import Figure
+
+    shown, rows = table[table["value"].map(math.isfinite)].sort_values("trial"), math.ceil((1 + len(best.params)) / 2)
+    colors = [COLORS[n == best.number] if s == "finished" else "#aaaaaa" for n, s in shown[["trial", "state"]].values]
+    figure = Figure(figsize=(8.6, 2.6 * rows), layout="constrained")
+    for place, key in enumerate(["trial", *best.params], 1):
+        axes = figure.add_subplot(rows, 2, place, xlabel=key, ylabel="validation loss")
+        places = shown[key] if pd.api.types.is_numeric_dtype(shown[key]) else shown[key].map(str)
+        axes.scatter(places, shown["value"], color=colors)
+        axes.set_xscale("log" if "Log" in repr(best.distributions.get(key)) else axes.get_xscale())
+        axes.grid(alpha=0.25)
+    return [("Validation loss by trial and by parameter (red: the best; grey: did not finish)", to_source(figure))]
+
+
 def make_figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -364,7 +383,7 @@ def write_report(*directories: Path, baseline: str | None = None) -> Path:
     Prints the verdicts and returns the path of report.html. baseline: see choose_baselines.
 
     Raises:
-        InputError: no such directory, no run in it, or no such variant. StorageError: it cannot be written.
+        InputError: no such directory, no run in it, no such variant, bad trials.db. StorageError: it cannot be written.
     """
     variants = group_variants([run for directory in directories for run in read_study(Path(directory))])
     target = Path(directories[0])
@@ -380,6 +399,10 @@ def write_report(*directories: Path, baseline: str | None = None) -> Path:
     if gone := recorded.keys() - {v.identity for v in variants}:
         summary += f" The recorded baseline {recorded[min(gone)]} is not there any more."
     sections = write_sections([v for v in variants if v.leaves], chosen, results)
+    if baseline is None and (target / "trials.db").is_file() and find_spec("optuna"):
+        summary = f"{len(results)} runs: {counts}."
+        kept = [section for section in sections if section[0] in ("Before you believe it", "Runs without a result")]
+        sections = write_search(target, [run for v in variants for run in v.runs]) + kept
     target.mkdir(exist_ok=True)
     for file in ("report.html", "report.md"):
         write_text(target / file, render(file, name=target.resolve().name, summary=summary, sections=sections))
@@ -394,7 +417,7 @@ Sections = list[tuple[str, str, Any]]
 
 
 def write_sections(variants: list[Variant], baselines: list[Variant], results: pd.DataFrame) -> Sections:
-    """What both files show: titles (empty: goes on), kinds (note, says, pictures, figures, text), values."""
+    """What both files show: titles (empty: goes on), kinds (note, says, code, pictures, figures, text), values."""
     verdicts = give_verdicts(variants, baselines)
     said = [(c.gist, c.text) for c in verdicts]
     failed = results.loc[results["status"] != "finished", ["variant", "seed", "status", "cause", "directory"]]
@@ -410,6 +433,23 @@ def write_sections(variants: list[Variant], baselines: list[Variant], results: p
         ("Curves", "pictures", curves),
     ]
     return [section for section in sections if len(section[2])]
+
+
+def write_search(directory: Path, runs: list[RunRecord]) -> Sections:
+    """What both files show first of a search: its best trial and how to repeat it, all trials."""
+    table, best, note = read_trials(directory / "trials.db", runs)
+    shown = table.map(lambda value: f"{value:.5g}" if isinstance(value, float) else str(value))
+    if table["state"].iloc[0] != "finished":
+        return [("Best trial", "says", [("", "No trial has finished yet.")])]
+    at = ", ".join(f"{key}={shown[key].iloc[0]}" for key in best.params)
+    said = f"trial {best.number} of {len(table)}: validation loss {shown['value'].iloc[0]} with {at}"
+    return [
+        ("Best trial", "says", [("best", said)]),
+        ("Again, with three seeds", "code", repeat_trial(best, directory.resolve().name)),
+        ("", "note", f"The best of many trials with one seed each is also the luckiest. {note}"),
+        ("", "pictures", draw_trials(table, best)),
+        ("Trials, the best first", "figures", shown),
+    ]
 
 
 def render(file: str, **values: Any) -> str:

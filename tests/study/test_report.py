@@ -148,12 +148,14 @@ def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
     faster = {"optimizer": {**SGD["optimizer"], "lr": 0.1}}
     for seed in range(3):
         study(seed, 4.0 + seed / 10, SGD)
-    text = text_of(two_variants(study, [5.5, 5.65, 5.72], changes=faster))
+    folder = two_variants(study, [5.5, 5.65, 5.72], changes=faster)
+    text = text_of(folder)
     verdicts = [line for line in text.splitlines() if "Learning rates tried: 2 for it, 1 for the baseline" in line]
     assert len(verdicts) == 2
     assert ["its own optimizer.lr (0.1 against 0.001)" in line for line in verdicts].count(True) == 1
     tried = {name: row["learning rates tried"] for name, row in cells(text).items()}
     assert tried == {"optimizer=AdamW": "1", "optimizer=SGD": "2", "optimizer=SGD, optimizer.lr=0.1": "2"}
+    assert sorted(pd.read_csv(folder / "results.csv")["optimizer.lr"]) == [0.001] * 6 + [0.1] * 3
 
 
 @pytest.mark.filterwarnings("error")
@@ -174,8 +176,14 @@ def test_too_few_seeds_no_spread_and_what_is_not_finite_allow_no_verdict(study, 
 
 def test_across_tokenizers_bits_per_byte_alone(study):
     other = {"hashes": {"corpus": "c", "tokenizer": "u"}, "words": 1031, "updates": 30}
-    text = text_of(two_variants(study, [4.0, 4.1, 4.35], **other))
-    assert "- **better**: optimizer=SGD against optimizer=AdamW: the bits per byte differs" in text
+    folder = two_variants(study, [4.0, 4.1, 4.35], **other)
+    for path in folder.glob("*/overrides.yaml"):
+        path.write_text(path.read_text() + f"- tokenizer={'byte' if 'SGD' in path.read_text() else 'bpe'}\n")
+    text = text_of(folder)
+    assert sorted(set(pd.read_csv(folder / "results.csv")["tokenizer"])) == ["bpe", "byte"]
+    assert (
+        "- **better**: optimizer=SGD, tokenizer=byte against optimizer=AdamW, tokenizer=bpe: the bits per byte" in text
+    )
 
 
 def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(study):
