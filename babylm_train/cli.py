@@ -94,7 +94,7 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
     if "n_trials" in config.hydra.sweeper:
         from babylm_train.study.search import hold_search
 
-        with hold_search(directory, OmegaConf.to_container(config.hydra.sweeper, resolve=True)) as left:  # type: ignore[arg-type]
+        with hold_search(directory, config.hydra.sweeper, config.get("pruner")) as left:
             launch(left)
     else:
         launch([])

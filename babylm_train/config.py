@@ -236,13 +236,13 @@ def _named_in_conf(group: str) -> frozenset[str]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain types, resolved, without Hydra's own node."""
-    values: Any = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
+    """The configuration as plain types, resolved, without what is the sweep's."""
+    values: Any = OmegaConf.to_container(_of_a_run(config), resolve=True, throw_on_missing=True)
     return {str(key): value for key, value in values.items()}
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def _of_a_run(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "pruner")])
 
 
 def public(config: DictConfig) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def public(config: DictConfig) -> dict[str, Any]:
 
 def saved_config(config: DictConfig) -> str:
     """The configuration as YAML; interpolations stay unresolved, so no environment value is written."""
-    return OmegaConf.to_yaml(_without_hydra(config))
+    return OmegaConf.to_yaml(_of_a_run(config))
 
 
 def essential(values: dict[str, Any]) -> dict[str, Any]:

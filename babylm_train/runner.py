@@ -361,6 +361,7 @@ def record_failure(
 ) -> None:
     """result.json of a run that failed, unless another process has its directory; for `config` see write_request."""
     known = {key: value for key, value in asdict(outcome).items() if key in ("status", "cause", "exit_code")}
+    known |= {"val_loss": outcome.val_loss} if outcome.status == "pruned" else {}
     traceback = {"traceback": outcome.traceback} if outcome.traceback else {}
     with contextlib.suppress(InUse, StorageError), lock_run(directory):  # the disk may be what failed
         if config and not (directory / "config.yaml").exists():  # it failed before it had begun

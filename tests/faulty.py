@@ -13,7 +13,8 @@ import torch
 
 from babylm_train.errors import DivergedError, PreemptedError, fail
 from babylm_train.objective import CausalObjective
-from babylm_train.study.jobs import BUSY, Job, JobRunner
+from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome
+from babylm_train.study.search import judge_trial
 
 FOREVER = 1000
 
@@ -99,6 +100,11 @@ def is_deaf(directory: Path) -> None:
 def lives_on(directory: Path) -> None:
     finishes(directory)
     Finalize(None, is_deaf, args=(directory,), exitpriority=0)
+
+
+def judges(directory: Path) -> Outcome | None:
+    """As a search does, of a job that has begun."""
+    return judge_trial({}, directory) if (directory / "began").exists() else None
 
 
 def waits(directory: Path, other: Path) -> None:

@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """One run of a study. work: what its process does; record: writes its failure down; timeout: in seconds."""
+    """One run of a study. work: what its process does; record: notes a failure; judge: may end it; timeout: seconds."""
 
     name: str
     number: int
@@ -67,9 +67,10 @@ class Job:
     work: Callable[[], object]
     record: Callable[[Path, Outcome], object]
     timeout: float = math.inf
+    judge: Callable[[Path], Outcome | None] | None = None
 
     def outcome(self, since: int) -> Outcome | None:
-        """How it ended: finished at any time, or failed after `since` (as `time_on_disk`). None: it is to run."""
+        """How it ended: finished, or pruned, at any time, failed after `since` (as `time_on_disk`). None: to run."""
         path = self.directory / "result.json"
         if not path.exists():
             return None
@@ -77,7 +78,7 @@ class Job:
             found: Outcome = read(path, Outcome)
         except InputError as error:  # a person has to look at it
             return Outcome.of(error)
-        if found.status == "finished":
+        if found.status == "finished" or (self.judge and found.status == "pruned"):
             return found if found.config_hash == self.config_hash else None
         return found if path.stat().st_mtime_ns >= since and found.status != "preempted" else None
 
@@ -174,22 +175,28 @@ class JobRunner:
 
 @dataclass
 class _Running:
-    """A job's process. stopped: when it was asked to save and end (time.monotonic), 0: not yet; late: why."""
+    """A job's process. stopped: when it was asked to save and end (time.monotonic); ending: how that is told."""
 
     job: Job
     process: Any
     began: float
     stopped: float = 0.0
-    late: bool = False
+    ending: Outcome | None = None
 
     def hurry(self, asked: bool, grace: float) -> None:
-        """Asks it to save where everything is to stop or its time is up; kills it `grace` seconds later."""
+        """Asks it to save where all is to stop, its time is up or it is judged; kills it `grace` seconds later."""
         now = time.monotonic()
-        late = now - self.began > self.job.timeout
-        if (asked or late) and not self.stopped:
-            self.late, self.stopped = late, now
-            self.process.terminate()
-        elif self.stopped and now - self.stopped > grace:
+        if self.ending is None:
+            if now - self.began > self.job.timeout:
+                self.ending = Outcome("timed_out", f"took longer than job_timeout={self.job.timeout:g} s", 1)
+            elif asked:
+                self.ending = Outcome("preempted", "asked to stop; the same command continues", 75)
+            elif self.job.judge is not None:
+                self.ending = self.job.judge(self.job.directory)
+            if self.ending is not None:
+                self.stopped = now
+                self.process.terminate()
+        elif now - self.stopped > grace:
             self.process.kill()
 
     def outcome(self, since: int) -> Outcome:
@@ -198,10 +205,8 @@ class _Running:
         told = self.job.outcome(since)
         if told is not None and told.status == "finished":  # whatever it did after that
             return told
-        if self.late:
-            return Outcome("timed_out", f"took longer than job_timeout={self.job.timeout:g} s", 1)
-        if self.stopped:
-            return Outcome("preempted", "asked to stop; the same command continues", 75)
+        if self.ending is not None:
+            return self.ending
         if code < 0:
             hint = " (so does the kernel where memory runs out)" if code == -signal.SIGKILL else ""
             return Outcome("killed", f"killed by {signal.Signals(-code).name}{hint}", 1)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from babylm_train.errors import SIGNALS, InputError, Interrupted, InUse, PreemptedError, RunError, fail, handle_signals
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
+from babylm_train.study.search import judge_trial
 
 # What submitit calls the same for every cluster.
 COMMON = ["stderr_to_stdout", "name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node"]
@@ -41,7 +42,7 @@ class StudyLauncher:
     def setup(self, *, hydra_context: HydraContext, config: DictConfig, **_: Any) -> None:
         """Called by Hydra, once a sweep."""
         self.hydra_context, self.config = hydra_context, config
-        self.since = 0
+        self.since, self.judge = 0, partial(judge_trial, {}) if config.get("pruner") else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra, once a batch: runs a job for each list of overrides; infinity is a failed job's value."""
@@ -66,7 +67,7 @@ class StudyLauncher:
                 self.exit_codes.append(outcome.exit_code)
                 print(f"error: {job.name}: {outcome.cause} {place}", file=sys.stderr, flush=True)
             else:
-                took = f"validation loss {outcome.val_loss:.4f}, {outcome.seconds:,.0f} s"
+                took = outcome.cause or f"validation loss {outcome.val_loss:.4f}, {outcome.seconds:,.0f} s"
                 print(f"{job.name}: {took} {place}", flush=True)
 
         self.run((self._job(study, overrides, number) for number, overrides in numbered.items()), tell)
@@ -97,7 +98,7 @@ class StudyLauncher:
         work = partial(run_under_hydra, config, self.hydra_context)
         record = partial(record_failure, config_hash=digest, config=saved_config(config), overrides=words)
         timeout = math.inf if config.job_timeout is None else config.job_timeout
-        return Job(" ".join(varying) or "defaults", number, directory, digest, work, record, timeout)
+        return Job(" ".join(varying) or "defaults", number, directory, digest, work, record, timeout, self.judge)
 
 
 def take_together(
