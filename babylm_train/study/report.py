@@ -343,16 +343,17 @@ def draw_trials(table: pd.DataFrame, best: Any) -> list[tuple[str, str]]:
     """The loss by trial and by each parameter; not optuna 2's pictures, most of which fail with today's matplotlib."""
     from matplotlib.figure import Figure
 
-    shown, rows = table[table["value"].map(math.isfinite)].sort_values("trial"), math.ceil((1 + len(best.params)) / 2)
+    shown, rows = table[table["value"] < 2 * best.value].sort_values("trial"), math.ceil((1 + len(best.params)) / 2)
     colors = [COLORS[n == best.number] if s == "finished" else "#aaaaaa" for n, s in shown[["trial", "state"]].values]
     figure = Figure(figsize=(8.6, 2.6 * rows), layout="constrained")
     for place, key in enumerate(["trial", *best.params], 1):
-        axes = figure.add_subplot(rows, 2, place, xlabel=key, ylabel="validation loss")
+        scale = "log" if "Log" in repr(best.distributions.get(key)) else "linear"
+        axes = figure.add_subplot(rows, 2, place, xlabel=key, ylabel="validation loss", xscale=scale)
         places = shown[key] if pd.api.types.is_numeric_dtype(shown[key]) else shown[key].map(str)
         axes.scatter(places, shown["value"], color=colors)
-        axes.set_xscale("log" if "Log" in repr(best.distributions.get(key)) else axes.get_xscale())
         axes.grid(alpha=0.25)
-    return [("Validation loss by trial and by parameter (red: the best; grey: did not finish)", to_source(figure))]
+    figure.axes[0].step(shown["trial"], shown["value"].cummin(), where="post", color=COLORS[1], lw=1, zorder=0)
+    return [("Loss by trial and parameter, to twice the best (red: the best; grey: not finished)", to_source(figure))]
 
 
 def make_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -442,9 +443,8 @@ def write_search(directory: Path, runs: list[RunRecord]) -> Sections:
     if table["state"].iloc[0] != "finished":
         return [("Best trial", "says", [("", "No trial has finished yet.")])]
     at = ", ".join(f"{key}={shown[key].iloc[0]}" for key in best.params)
-    said = f"trial {best.number} of {len(table)}: validation loss {shown['value'].iloc[0]} with {at}"
     return [
-        ("Best trial", "says", [("best", said)]),
+        ("Best trial", "says", [("best", f"trial {best.number}: validation loss {best.value:.5g} with {at}")]),
         ("Again, with three seeds", "code", repeat_trial(best, directory.resolve().name)),
         ("", "note", f"The best of many trials with one seed each is also the luckiest. {note}"),
         ("", "pictures", draw_trials(table, best)),

@@ -33,7 +33,7 @@ def open_database(where: str | Path) -> Iterator[Any]:
     try:
         yield optuna
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ValueError, LookupError) as error:
-        raise InputError(f"{where} holds no trials of optuna's that can be read: {one_line(error)[:120]}") from error
+        raise InputError(f"{where} holds no trials optuna can read: {one_line(error).partition(' [SQL')[0]}") from error
 
 
 @contextlib.contextmanager
