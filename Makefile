@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies ray lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -52,6 +52,10 @@ study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions,
 
 torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed controller; two commands at once
 	$(PY) benchmarks/studies.py
+
+ray: $(READY)  ## the test of hydra/launcher=ray; installs ray first
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	$(PY) -m pytest tests/study/test_sweeps.py -k ray
 
 lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -300,4 +301,5 @@ def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
         yield at, node
 
 
+warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated")  # in 2.4, which is not required yet
 OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(_root_), replace=True)

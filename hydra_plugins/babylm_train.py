@@ -36,3 +36,7 @@ class SubmititLocalLauncher(StudyLauncher):
 
 class SubmititSlurmLauncher(StudyLauncher):
     """`hydra/launcher=submitit_slurm`."""
+
+
+class RayLauncher(StudyLauncher):
+    """`hydra/launcher=ray`."""

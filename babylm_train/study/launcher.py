@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +23,17 @@ from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from babylm_train.errors import SIGNALS, InputError, Interrupted, InUse, PreemptedError, RunError, fail, handle_signals
+from babylm_train.errors import (
+    SIGNALS,
+    InputError,
+    Interrupted,
+    InUse,
+    PreemptedError,
+    RunError,
+    fail,
+    handle_signals,
+    one_line,
+)
 from babylm_train.study.jobs import BUSY, Job, JobRunner, Outcome, time_on_disk
 from babylm_train.study.search import judge_trial
 
@@ -160,26 +172,31 @@ def share_gpus(n_jobs: int | str) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(count)]
 
 
-class SubmititLauncher(StudyLauncher):
-    """Each job as a task of its own in a queue, `cluster` to submitit. They outlive this command; it waits for all.
+class QueueLauncher(StudyLauncher):
+    """Each job as a task of its own in a queue, which a subclass speaks to. stopped: what becomes of them then."""
 
-    submitit_folder: for scripts and logs. parameters: submitit's, without `slurm_`; null: not given.
-    """
+    stopped: ClassVar[str] = "the submitted jobs go on, and the same command waits for them"
 
-    def __init__(self, cluster: str, submitit_folder: str, **parameters: Any) -> None:
-        self.cluster, self.folder = cluster, submitit_folder
-        parameters.pop("max_num_timeout", None)  # of a schema that Hydra's own submitit plugin, if it is there, adds
-        plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in parameters.items()}
-        self.parameters = {k if k in COMMON else f"{cluster}_{k}": v for k, v in plain.items() if v is not None}
+    def open_queue(self) -> AbstractContextManager[object]:
+        """Inside, `submit` may be called."""
+        return contextlib.nullcontext()
+
+    def submit(self, jobs: list[Job]) -> Sequence[Any]:
+        """Puts jobs into the queue, to call run_in_queue; returns a task for each."""
+        raise NotImplementedError
+
+    def is_done(self, task: Any) -> bool:
+        """Has it ended?"""
+        raise NotImplementedError
+
+    def result(self, task: Any) -> Outcome:
+        """What a task that ended has returned. Raises LostTask: it died without a word."""
+        raise NotImplementedError
 
     def run(self, jobs: Iterable[Job], tell: Any) -> None:
         """See StudyLauncher. Jobs that another command's tasks are at are waited for, not submitted."""
-        import submitit
-
-        executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-        executor.update_parameters(**self.parameters)
         left, tasks = list(jobs), dict[Any, Job]()
-        with handle_signals(_leave, (*SIGNALS, signal.SIGINT)):
+        with self.open_queue(), handle_signals(partial(_leave, self.stopped), (*SIGNALS, signal.SIGINT)):
             while left or tasks:
                 ready = []
                 for job in left.copy():
@@ -190,45 +207,135 @@ class SubmititLauncher(StudyLauncher):
                     else:
                         ready.append(job)
                     left.remove(job)
-                if ready:  # one array of SLURM's
-                    submitted = executor.map_array(run_in_queue, ready, [self.since] * len(ready))
-                    tasks |= dict(zip(submitted, ready, strict=True))
-                for task in [task for task in tasks if task.done()]:
+                if ready:
+                    tasks |= dict(zip(self.submit(ready), ready, strict=True))
+                for task in [task for task in tasks if self.is_done(task)]:
                     tell(tasks[task], self._outcome(task, tasks[task]))
                     del tasks[task]
                 time.sleep(0.5)
 
     def _outcome(self, task: Any, job: Job) -> Outcome:
-        """What a task returned; one that died without a word failed, and that is written down."""
+        try:
+            return self.result(task)
+        except LostTask as error:
+            outcome = Outcome("killed", f"the queue says: {error}", 1)
+            job.record(job.directory, outcome)
+            return outcome
+
+
+class LostTask(Exception):
+    """A task of a queue that ended without a result."""
+
+
+class SubmititLauncher(QueueLauncher):
+    """Tasks of submitit's, `cluster` to it. They outlive this command; it waits for all.
+
+    submitit_folder: for scripts and logs. parameters: submitit's, without `slurm_`; null: not given.
+    """
+
+    def __init__(self, cluster: str, submitit_folder: str, **parameters: Any) -> None:
+        self.cluster, self.folder = cluster, submitit_folder
+        parameters.pop("max_num_timeout", None)  # of a schema that Hydra's own submitit plugin, if it is there, adds
+        plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in parameters.items()}
+        self.parameters = {k if k in COMMON else f"{cluster}_{k}": v for k, v in plain.items() if v is not None}
+
+    def submit(self, jobs: list[Job]) -> Sequence[Any]:
+        """See QueueLauncher. One array of SLURM's."""
+        import submitit
+
+        executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
+        executor.update_parameters(**self.parameters)
+        return executor.map_array(run_in_queue, jobs, [self.since] * len(jobs))
+
+    def is_done(self, task: Any) -> bool:
+        """See QueueLauncher."""
+        return bool(task.done())
+
+    def result(self, task: Any) -> Outcome:
+        """See QueueLauncher."""
         import submitit
 
         try:
             return task.result()
         except submitit.core.utils.UncompletedJobError as error:
-            cause = str(error).strip().splitlines() or ["no reason given"]
-            outcome = Outcome("killed", f"the queue says: {cause[0][:300]}", 1)
-            job.record(job.directory, outcome)
-            return outcome
+            raise LostTask((str(error).strip().splitlines() or ["no reason given"])[0][:300]) from error
+
+
+class RayLauncher(QueueLauncher):
+    """Tasks of Ray's, on the cluster at `address`, or null: on one of this machine alone, which ends with this command.
+
+    cpus, gpus: of a job; null: one GPU where the cluster has any.
+    """
+
+    stopped = "jobs save and end; the same command continues"
+
+    def __init__(self, address: str | None, cpus: float, gpus: float | None) -> None:
+        self.address, self.cpus, self.gpus = address, cpus, gpus
+
+    @contextlib.contextmanager
+    def open_queue(self) -> Iterator[None]:
+        """See QueueLauncher."""
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("hydra/launcher=ray needs the ray extra: pip install 'babylm-train[ray]'") from error
+
+        try:
+            ray.init(self.address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(f"hydra.launcher.address={self.address}: {one_line(error)[:200]}") from error
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        options = {"num_cpus": self.cpus, "num_gpus": float(has_gpus) if self.gpus is None else self.gpus}
+        self.task = ray.remote(max_retries=0, **options)(run_from)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def submit(self, jobs: list[Job]) -> Sequence[Any]:
+        """See QueueLauncher."""
+        return [self.task.remote(job, self.since, os.getcwd()) for job in jobs]
+
+    def is_done(self, task: Any) -> bool:
+        """See QueueLauncher."""
+        import ray
+
+        return bool(ray.wait([task], timeout=0)[0])
+
+    def result(self, task: Any) -> Outcome:
+        """See QueueLauncher."""
+        import ray
+
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayError as error:
+            raise LostTask(one_line(error)[:300]) from error
 
 
 SubmititLocalLauncher = partial(SubmititLauncher, "local")
 SubmititSlurmLauncher = partial(SubmititLauncher, "slurm")
 
 
-def _leave(number: int, _frame: object) -> None:
+def _leave(what: str, number: int, _frame: object) -> None:
     kind = Interrupted if number == signal.SIGINT else PreemptedError
-    raise kind("asked to stop: the submitted jobs go on, and the same command waits for them")
+    raise kind(f"asked to stop: {what}")
+
+
+def run_from(job: Job, since: int, folder: str) -> Outcome:
+    """run_in_queue, in `folder`."""
+    os.chdir(folder)
+    return run_in_queue(job, since)
 
 
 def run_in_queue(job: Job, since: int) -> Outcome:
-    """A task of submitit's: runs `job` in a process of its own; one that SLURM preempts goes back into the queue."""
-    from submitit import JobEnvironment
-
+    """A task of a queue: runs `job` in a process of its own; one that SLURM preempts goes back into its queue."""
     outcomes: list[Outcome] = []
     runner = JobRunner([{}], lambda _, outcome: outcomes.append(outcome), since, QUEUE_GRACE)
     try:
         runner.run([job])
     except PreemptedError as error:
+        from submitit import JobEnvironment
+
         environment = JobEnvironment()
         if environment.cluster == "slurm":
             print(f"{error}: back into the queue", flush=True)

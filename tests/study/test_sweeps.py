@@ -149,3 +149,20 @@ def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
     script = (queue / "script.sh").read_text()
     for line in ("--signal=USR2@120", "--requeue", "--open-mode=append", "--gpus-per-node=1", "--array=0-1%2"):
         assert f"#SBATCH {line}" in script
+
+
+def test_jobs_of_a_ray_cluster_end_each_for_itself_and_a_repeat_skips_what_is_done(sweep):
+    """On a cluster that the command starts on this machine; `make ray` installs it."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    jobs = ["hydra/launcher=ray", "+objective.job=10,11,1,3", "trainer.max_steps=3"]
+    call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *jobs]
+    first = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=250)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert statuses(10, 11, 1, 3) == {10: "finished", 11: "finished", 1: "failed", 3: "killed"}
+    assert Path("multirun_outputs/s/report.html").exists()
+    before = results()
+    again = subprocess.run([word.replace("=10,11,1,3", "=10,11") for word in call], env=environment, timeout=250)
+    assert again.returncode == 0
+    assert results() == before
