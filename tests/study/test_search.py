@@ -9,7 +9,7 @@ import faulty
 import numpy as np
 import pytest
 import yaml
-from babylm_train.run import record_failure
+from babylm_train.runner import record_failure
 
 from babylm_train import cli
 from babylm_train.config import check_command_line, essential, plain
