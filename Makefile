@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies ray lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies processes ray lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -52,6 +52,9 @@ study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions,
 
 torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed controller; two commands at once
 	$(PY) benchmarks/studies.py
+
+processes: $(READY)  ## the curves of one run by 1, 2 and 4 processes, and by 2, then 1, then 4
+	$(PY) benchmarks/processes.py
 
 ray: $(READY)  ## the test of hydra/launcher=ray; installs ray first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[ray]"

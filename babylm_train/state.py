@@ -198,7 +198,7 @@ class EpochSlice:
 
 
 class Callback:
-    """Something of one's own to do at moments of a run; see examples/callback.py."""
+    """Something of one's own to do at moments of a run; see examples/ablation.py."""
 
     def at_start(self, trainer: Any) -> None:
         """Before the first update, or the first one after a resume."""

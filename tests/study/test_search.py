@@ -9,11 +9,11 @@ import faulty
 import numpy as np
 import pytest
 import yaml
-from babylm_train.runner import record_failure
 
 from babylm_train import cli
 from babylm_train.config import check_command_line, essential, plain
 from babylm_train.errors import InputError
+from babylm_train.runner import record_failure
 from babylm_train.study import report
 from babylm_train.study.jobs import Job, JobRunner, time_on_disk
 from babylm_train.study.report import write_report
