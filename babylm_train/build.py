@@ -48,7 +48,7 @@ class Parts:
     """A configuration as objects, as far as no data is needed. `_partial_` ones are called when the run is built."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    study: Annotated[str, Field(pattern=r"^[^./][^/]*$")]  # the name of a directory
+    study: Annotated[str, Field(pattern=r"^[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*$")]  # the name of a directory
     resume: str | None
     job_timeout: Annotated[float, Field(gt=0)] | None
     zip: list[str]
@@ -118,7 +118,8 @@ def _call(target: Any, given: dict[str, Any], at: str, is_partial: bool = False)
         is_plain = isinstance(value, int | float | str | list | None) and wanted is not inspect.Parameter.empty
         if is_plain and not hasattr(target, "__pydantic_validator__"):
             try:
-                TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+                fit = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+                given[key] = fit if isinstance(value, str) else value  # a number in quotes
             except ValidationError as error:
                 raise InputError(f"{dot}{key}={value}: {error.errors()[0]['msg']}") from error
     with name_errors(at):
@@ -161,7 +162,7 @@ def rehearse(parts: Parts) -> None:
     if parts.trainer.eval_pairs not in (None, "corpus"):
         from babylm_train.evaluation.pairs import read_pairs
 
-        read_pairs(parts.trainer.eval_pairs)
+        read_pairs(parts.trainer.eval_pairs, "trainer.eval_pairs")
 
 
 class _Tokenizer(list[int]):  # what a model is built for in a rehearsal
@@ -290,7 +291,7 @@ def _build_pairs(parts: Parts, corpus: Corpus, model: Any, tokenizer: Any) -> Ca
         return dict
     from babylm_train.evaluation.pairs import by_phenomenon, read_pairs, score_pairs, texts_cut
 
-    pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs)
+    pairs = corpus.pairs if options.eval_pairs == "corpus" else read_pairs(options.eval_pairs, "trainer.eval_pairs")
     if not pairs:
         raise InputError("trainer.eval_pairs=corpus: no minimal pairs came with this corpus; give a file")
     allowed = ["val/loss", *(f"pairs/{name}" for name in by_phenomenon(pairs))]

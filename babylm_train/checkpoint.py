@@ -210,7 +210,7 @@ def refuse_misfits() -> Iterator[None]:
     """What torch, or a state's owner, raises for a state that is not one of its own becomes an InputError."""
     try:
         yield
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if is_memory_error(error):
             raise
         raise InputError(f"the checkpoint does not fit this run: {type(error).__name__}: {one_line(error)}") from error

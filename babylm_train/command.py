@@ -45,8 +45,8 @@ def read_command_line(arguments: Sequence[str], options: Any = None, *, override
         key, equals, value = argument.partition("=")
         if overrides and key in FLAGS:
             setattr(line, FLAGS[key], value if equals else next(left, ""))
-        elif argument.startswith("-"):
-            raise InputError(f"{key}: no such flag; keys have no dashes: {key.lstrip('-')}=value")
+        elif argument.startswith(("-", "–", "—", "−")):
+            raise InputError(f"{key}: no such flag; keys have no dashes: {key.lstrip('-–—−')}=value")
         elif equals and key in known:
             own[key] = None if value == "null" else value
         elif overrides:

@@ -43,25 +43,29 @@ EXTRA = "BABYLM_ALLOW_TARGETS"  # packages of a user's own classes, comma-separa
 FOREIGN = r"mode|sweeper\.(params\.(?![+~]*hydra\b).*|n_trials|direction|sampler\.seed)"
 RESOURCES = r"launcher\.(n_jobs|timeout_min|(cpus|gpus)_per_(task|node)|nodes|mem_gb|array_parallelism|max_num_timeout)"
 COMPOSED = ("overrides.", "runtime.", "job.override_dirname", "job.config_name")  # what Hydra itself writes there
-COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)  # ValueError: `group=3`
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError, AttributeError)
 # Keys that do not change what a run computes.
 FREE = ("study", "resume", "logger", "job_timeout", "zip", "distributed")
 FREE_LEAVES = ("data.cache_dir", "trainer.save_every", "trainer.keep_last")
 
-OLDER = {  # keys of other tools, by their last part
-    "morphological_weight": "curriculum/strategy=combined curriculum.strategy.morphological=0.5",
-    "length_weight": "curriculum/strategy=combined curriculum.strategy.length=0.3",
-    "frequency_weight": "curriculum/strategy=combined curriculum.strategy.frequency=0.2",
-    "base_strategy": "curriculum/strategy=dynamic curriculum/strategy@curriculum.strategy.base=length",
-    "type": "group=option, such as optimizer=adamw",
-    "name": "group=option, such as scheduler=cosine",
-    "use_amp": "precision=bf16",
-    "fp16": "precision=fp16",
-    "bf16": "precision=bf16",
-    "num_epochs": "trainer.epochs=10",
-    "num_train_epochs": "trainer.epochs=10",
-    "learning_rate": "optimizer.lr=3e-4",
-    "output_dir": "hydra.run.dir=FOLDER",
+OLDER = {  # here: keys of other tools, by their last part
+    "curriculum/strategy=combined curriculum.strategy.morphological=0.5": "morphological_weight",
+    "curriculum/strategy=combined curriculum.strategy.length=0.3": "length_weight frequency_weight",
+    "curriculum/strategy=dynamic curriculum/strategy@curriculum.strategy.base=length": "base_strategy",
+    "group=option, such as optimizer=adamw": "type name",
+    "precision=bf16 or precision=fp16": "use_amp amp fp16 bf16",
+    "trainer.epochs=10": "epochs max_epochs num_epochs num_train_epochs",
+    "trainer.gradient_accumulation_steps=2": "accumulate_grad_batches gradient_accumulation",
+    "trainer.max_grad_norm=1.0": "gradient_clip_val grad_clip",
+    "trainer.eval_every=100, trainer.save_every=100, trainer.log_every=10": "eval_steps save_steps logging_steps",
+    "optimizer.lr=3e-4, with scheduler=cosine_with_min_lr": "learning_rate max_lr min_lr",
+    "data.max_length=256": "block_size context_length max_seq_length seq_len max_position_embeddings",
+    "data=text data.train=FILE": "train_file dataset dataset_path",
+    "model.config.n_layer, n_embd, n_head, or as the model has them": "n_layer num_layers d_model hidden_size n_heads",
+    "logger=none": "wandb use_wandb report_to",
+    "resume=FOLDER": "resume_from_checkpoint ckpt_path",
+    "seed=1": "seed_everything",
+    "hydra.run.dir=FOLDER": "output_dir out_dir",
 }
 
 
@@ -95,6 +99,10 @@ def read_overrides(arguments: Sequence[str]) -> list[Override]:
     found = []
     for argument, before in zip(arguments, ["", *arguments], strict=False):
         key, equals, value = argument.partition("=")
+        literal = re.search(r"^\s|\s$|,", value) and os.path.exists(value)
+        value = _quote(value) if literal else re.sub(r"(?<![^,])None(?![^,])", "null", value)
+        if os.path.isdir(CONF / key):  # no group has such an option, and Hydra has no words for it
+            value = re.sub(r"(?i)(?<![^,])(\d+|true|false|null)(?![^,])", r"'\1'", value)
         value = re.sub(r"^choice\((.*)\)$", r"\1", value)  # the same sweep; Hydra loses the quotes inside a choice
         words = re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][,{}:'"]+""", _quote_word, value)
         readings = (value, words, _quote(value)) if equals else (value,) if argument.startswith("~") else ()
@@ -191,6 +199,8 @@ def spread(overrides: list[Override]) -> list[list[str]]:
         if override.is_sweep_override() and override.is_discrete_sweep():
             key = str(override.input_line).partition("=")[0]
             values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            if not values[-1]:
+                raise InputError(f"{override.input_line}: a sweep over nothing")
         elif not override.is_sweep_override():
             values.append([str(override.input_line)])
     first = [options[0] for options in values]
@@ -199,19 +209,23 @@ def spread(overrides: list[Override]) -> list[list[str]]:
 
 def _explain(error: Exception, name: str, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: no such option{nearest(option, error.options)} ({', '.join(error.options)})"
+        missing = str(error.missing_cfg_file)
+        typed = next((o for o in overrides if o.replace("=", "/", 1) == missing), "=".join(missing.rsplit("/", 1)))
+        hint = "; files are data=text data.train=FILE" * typed.startswith("data=")
+        near = nearest(typed.partition("=")[2], error.options)
+        return f"{typed}: no such option{near} ({', '.join(error.options)}){hint}"
     if found := re.match(r"Could not override '(.*)'", str(error)):
         groups = [o for o in overrides if "." not in o.partition("=")[0] and not o.startswith(found[1])]
         made = compose(name, groups, return_hydra_config=True)
         known = {*_leaves_of(made), *map(str, made.hydra.runtime.choices)} - {found[1]}
         return f"{found[1]}: no such key or group with these options{suggest(found[1], sorted(known))}"
-    return one_line(error)[:300]
+    chosen = " ".join(o for o in overrides if "." not in o.partition("=")[0])  # what of it names files
+    return f"{chosen or name}: {one_line(error)[:300] or type(error).__name__}"
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
     """What to type for a key that does not exist, as the end of a message."""
-    other = OLDER.get(key.rpartition(".")[2])
+    other = next((here for here, theirs in OLDER.items() if key.rpartition(".")[2] in theirs.split()), None)
     return f"; here it is {other}" if other else nearest(key, known)
 
 

@@ -115,10 +115,10 @@ def explain_invalid(error: ValidationError, at: str = "") -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean NAME?` where something known is near: the same last part, or similar letters."""
-    names = list(known)
-    same = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = same or difflib.get_close_matches(name, names, 1, 0.5)
-    return f", did you mean {close[0]}?" if close else ""
+    names = {n.lower(): n for n in known}
+    last = name.lower().rpartition(".")[2]
+    close = [n for n in names if n.rpartition(".")[2] == last] or difflib.get_close_matches(name.lower(), names, 1, 0.5)
+    return f", did you mean {names[close[0]]}?" if close else ""
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +79,8 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """See write_bytes; what is no Unicode is written as an escape."""
+    """See write_bytes; what is no Unicode, or what a terminal would obey, is written as an escape."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
     write_bytes(path, text.encode("utf8", "backslashreplace"))
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KINDS = ("norm", "bias", "embedding")
+SHAPED = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "mean", "square"}  # as their weight
 
 
 def group_parameters(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = KINDS) -> list[dict[str, Any]]:
@@ -106,6 +107,14 @@ class RunningAverage:
         for mine, saved in zip(self.weights, state["weights"], strict=True):
             mine.copy_(saved)
         self.count = state["count"]
+
+
+def check_state(optimizer: Optimizer) -> None:
+    """Raises ValueError: a tensor of its state does not fit its weight, beyond which fused kernels would write."""
+    for weight, state in optimizer.state.items():
+        for name in SHAPED & state.keys():
+            if state[name].shape != weight.shape or not state[name].is_contiguous():
+                raise ValueError(f"the optimizer's {name} has the shape {tuple(state[name].shape)}")
 
 
 def set_mode(optimizer: Any, mode: Literal["train", "eval"]) -> None:

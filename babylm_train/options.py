@@ -11,7 +11,7 @@ from babylm_train.errors import InputError, arguments
 from babylm_train.state import LOSS, OneProcess
 
 WORLD = "WORLD_SIZE"  # as torchrun sets it
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 @arguments()
@@ -54,7 +54,7 @@ class TrainerOptions:
     no_decay: kinds of parameters without weight decay.
     """
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
     batch_size: Annotated[int, Field(ge=1, le=2**20)]
     max_steps: Count | None = None
     gradient_accumulation_steps: Count = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from babylm_train.checkpoint import BEST, Checkpoints, find_checkpoint, load, re
 from babylm_train.errors import (
     InputError,
     InUse,
+    OutOfMemory,
     Preemption,
     RunError,
     StorageError,
@@ -197,6 +199,10 @@ def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemp
     trainer, directory = run.trainer, run.trainer.directory
     start = find_start(trainer, directory, run.parts.resume)
     plan = plan_run(run)
+    need, have = plan.size.memory["total"], os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if trainer.device.type == "cpu" and need > 2 * have:  # the kernel would kill the run, or another one
+        sizes = f"about {need / 2**30:,.0f} GiB, there are {have / 2**30:,.0f}"
+        raise OutOfMemory(f"out of memory: {describe_batch(trainer)} ({sizes})")
     size = (12 + 4 * bool(trainer.average.weights)) * count_parameters(trainer.model)
     trainer.checkpoints.check(size, trainer.curriculum.total_updates)
     write_request(directory, config, overrides)

@@ -20,7 +20,7 @@ from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.metrics import NoRecord, Record
 from babylm_train.model.forward import Forward
-from babylm_train.optim import RunningAverage, set_mode
+from babylm_train.optim import RunningAverage, check_state, set_mode
 from babylm_train.state import ALONE, LOSS, Batch, Callback, Evaluation, OneProcess, RunState
 from babylm_train.throughput import Meter, keep_pages
 
@@ -218,6 +218,7 @@ class Trainer:
         with checkpoint.refuse_misfits():
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(content[name])
+            check_state(self.optimizer)
             checkpoint.set_rng_state(content["rng"])
         if self.state.updates != self.scheduler.last_epoch or self.state.updates > self.curriculum.total_updates:
             raise InputError(f"the checkpoint does not fit this run: state.updates is {self.state.updates}")

@@ -26,6 +26,7 @@ from babylm_train.command import CommandLine, start
 from babylm_train.data.corpus import Corpus, describe
 from babylm_train.data.network import need_hub
 from babylm_train.data.packing import EvaluationRows
+from babylm_train.data.tokenizer import tokenizer_fingerprint
 from babylm_train.data.tokens import TokenizedSplit, tokenize
 from babylm_train.errors import InputError, printable
 from babylm_train.evaluation.command import ROWS, load_model
@@ -239,6 +240,8 @@ def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     corpus = run.source.load()
     same = corpus.validation.fingerprint == run.result.hashes.get("validation")
     yield same, "the validation text is the one of the run"
+    same = tokenizer_fingerprint(tokenizer) == run.result.hashes.get("tokenizer")
+    yield same, "the tokenizer is the one of the run"
     yield from check_ledger(run, corpus.report["train"]["words"])
     validation = tokenize(corpus.validation, tokenizer, cache_dir=run.source.cache_dir)
     objective, backends = run.objective.use_tokenizer(tokenizer), run.objective.backends

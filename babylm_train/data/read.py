@@ -131,7 +131,7 @@ def _open_zip(path: Path) -> list[Any]:
         archive = zipfile.ZipFile(path)
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
+    inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist()) if name[-1:] != "/"]
     if texts := [member for member in inside if Path(member.name).suffix.lower() in (*TEXT, ".jsonl", ".json")]:
         return texts
     raise InputError(f"{path} holds no file that ends in one of {' '.join(TEXT)} .jsonl .json")

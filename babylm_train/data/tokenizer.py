@@ -183,15 +183,22 @@ class Pretrained:
         if not local:
             need_hub(what)
         options = {"revision": self.revision or "main", "local_files_only": local or offline()}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **options)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise InputError(f"{what} cannot be loaded: {str(error) or type(error).__name__}") from error
+        tokenizer = open_tokenizer(what, self.name, **options)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(f"{what} is not a fast tokenizer")
+        if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= len(tokenizer):
+            raise InputError(f"{what} has ids up to {largest:,}, but {len(tokenizer):,} tokens")
         if tokenizer.eos_token_id is None:
             raise InputError(f"{what} has no end-of-sequence token, which marks where a document ends")
         return tokenizer
+
+
+def open_tokenizer(what: str, name: str | Path, **options: Any) -> Any:
+    """The tokenizer of a folder or of the hub; no code of it is run. Raises InputError that begins with `what`."""
+    try:  # what the libraries make of a damaged folder has no one kind: `tokenizers` raises Exception itself
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:
+        raise InputError(f"{what} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
 
 
 def load_tokenizer(recipe: Any, corpus: Corpus, cache_dir: str | Path) -> PreTrainedTokenizerFast:

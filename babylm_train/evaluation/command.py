@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 import pydantic
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, logging
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast, logging
 
 from babylm_train.babylm.milestones import revisions
 from babylm_train.build import find_device
@@ -29,7 +29,7 @@ from babylm_train.command import CommandLine, start
 from babylm_train.data.corpus import Split, fold
 from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.read import Separator, find_files, read_files
-from babylm_train.data.tokenizer import tokenizer_fingerprint
+from babylm_train.data.tokenizer import open_tokenizer, tokenizer_fingerprint
 from babylm_train.data.tokens import tokenize
 from babylm_train.errors import InputError, printable, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
@@ -116,15 +116,14 @@ def load_model(
     kind: Any = AutoModelForMaskedLM if chosen == "mlm" else AutoModelForCausalLM
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     whole = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    at = "tokenizer.json or tokenizer_config.json"
-    try:  # what the libraries make of a damaged folder has no one kind: `tokenizers` raises Exception itself
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **safe)
-        at = "config.json, generation_config.json or model.safetensors"
+    tokenizer = open_tokenizer(f"{folder}: tokenizer.json or tokenizer_config.json", folder, local_files_only=True)
+    try:  # what they make of these files, likewise
         model, found = kind.from_pretrained(folder, dtype=torch.float32, **whole, **safe)
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__)[:300]
+        at = "config.json, generation_config.json or model.safetensors"
         raise InputError(f"{folder}: {at} cannot be loaded: {reason}") from error
     _check_weights(folder, model, found, logits)
     _check_tokenizer(folder, model, tokenizer, chosen)

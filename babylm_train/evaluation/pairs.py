@@ -23,13 +23,13 @@ ALL = "all"  # pairs, whatever their phenomenon
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
 
-def read_pairs(pattern: str) -> list[MinimalPair]:
+def read_pairs(pattern: str, key: str = "pairs") -> list[MinimalPair]:
     """The pairs of a file or of all that a glob names: JSON lines, or .tsv with a header; either may be packed.
 
     Fields: `good` and `bad`, BLiMP's `sentence_good` and `sentence_bad`, or MultiBLiMP's `sen` and `wrong_sen`;
     `phenomenon`, or else `UID`, `field`, or the file's name. Raises InputError, naming the file and the line.
     """
-    paths = find_files("pairs", pattern, (".jsonl", ".json", ".tsv"))
+    paths = find_files(key, pattern, (".jsonl", ".json", ".tsv"))
     found = [_pair(fields, where, path.name) for path in paths for where, fields in _records(path)]
     if not found:
         raise InputError(f"{pattern} holds no pair")

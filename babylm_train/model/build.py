@@ -85,7 +85,7 @@ def _fill(
     for names, size in ((POSITIONS, max_length), (ATTENTION, attention_dropout)):
         sizes[next((name for name in names if name in known), names[-1])] = size
     sizes |= {name: dropout for name in RESIDUAL if name in known}
-    if clash := sizes.keys() & getattr(config, "keywords", {}).keys():
+    if clash := (sizes.keys() | {"dtype"}) & getattr(config, "keywords", {}).keys():
         raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
     return config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import AfterValidator
 
 from babylm_train.errors import SIGNALS, InputError, Interrupted, PreemptedError, RunError, handle_signals, one_line
 from babylm_train.files import read
@@ -43,7 +44,7 @@ class Outcome:
     """What a job's result.json says of how it ended. `cause` is empty where it finished."""
 
     status: str
-    cause: str = ""
+    cause: Annotated[str, AfterValidator(one_line)] = ""
     exit_code: int = 0
     val_loss: float = math.inf
     seconds: float = 0.0

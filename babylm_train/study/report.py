@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from babylm_train.command import CommandLine, start
-from babylm_train.errors import InputError, one_line
+from babylm_train.errors import InputError, one_line, printable
 from babylm_train.files import read, write_json, write_text
 from babylm_train.study.results import METRICS, RunRecord, Variant, group_variants, read_study
 from babylm_train.study.search import read_trials, repeat_trial
@@ -480,7 +480,7 @@ def report(line: CommandLine) -> None:
     """Writes the report of the studies that were typed."""
     if not line.places:
         raise InputError("give the directory of a study, or of several")
-    print(write_report(*map(Path, line.places), baseline=line.options.baseline))
+    print(printable(write_report(*map(Path, line.places), baseline=line.options.baseline)))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from babylm_train.command import CommandLine, start
-from babylm_train.errors import InputError, printable
+from babylm_train.errors import InputError, one_line, printable
 from babylm_train.files import storage_errors
 from babylm_train.tools.plan import compose_one
 
@@ -68,7 +68,7 @@ def write_difficulty(line: CommandLine) -> None:
             try:
                 scores[strategy.name] = score_documents(strategy, corpus.train, parts.data.cache_dir)
             except InputError as error:
-                print(f"{strategy.name} is left out: {error}", flush=True)
+                print(f"{strategy.name} is left out: {one_line(error)}", flush=True)
     path = Path(line.options.out) / "difficulty.txt"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from babylm_train.data import tokens
 from babylm_train.data.corpus import Corpus, CorpusOptions, load_corpus, normal
 from babylm_train.data.tokenizer import BPE, Byte, Character, Pretrained, Unigram, WordPiece
 from babylm_train.data.tokens import TokenizedSplit, tokenize
+from babylm_train.errors import InputError
 from babylm_train.model.export import submitted
 
 TEXTS = [
@@ -142,3 +143,12 @@ def test_word_starts_of_a_tokenizer_that_others_made(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK_BYTES", 10)  # in several chunks
     made = encode(tmp_path, ["ab c ab", "AB c\nक d", "c a b de", "ab ab cde f f", "f\nab cd"], theirs)
     assert made.word_starts[:4].tolist() == [0, 2, 0, 1]  # the mark, "▁ab▁c", "▁", "a"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_folder_is_one_line(tmp_path, name):
+    for text in ("null", "[]", "{", "[" * 100_000, '{"model": {"type": "x"}, "eos_token": 7}'):
+        Byte().build([]).save_pretrained(tmp_path)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=tmp_path.name):
+            Pretrained(str(tmp_path), None).build()

@@ -18,6 +18,13 @@ CONFIGURATIONS = {  # arguments: what the line names
     "optimizer.lrr=1": "optimizer.lrr: no such key or group with these options, did you mean optimizer.lr?",
     "+optimizer.amsgrd=true": "optimizer.amsgrd: unknown key, did you mean optimizer.amsgrad?",
     "trainer.use_amp=true": "precision=bf16",
+    "epochs=3": "trainer.epochs=10",
+    "trainer.n_layer=2": "model.config.n_layer",
+    "optimizer.LR=1": "did you mean optimizer.lr?",
+    "optimizer=AdamW": "did you mean adamw?",
+    "data=x.txt": "data=x.txt: no such option, did you mean text? (hub, stories, text); files are data=text",
+    "precision=16": "precision=16: no such option",
+    "logger=null": "logger=null: no such option",
     "-m optimizer=adamw, adam": "optimizer=adamw,adam",
     # types and ranges
     "optimizer.lr=abc": "optimizer.lr=abc",
@@ -33,7 +40,8 @@ CONFIGURATIONS = {  # arguments: what the line names
     "+model.config.vocab_size=10": "model.config.vocab_size is not free",
     "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder",
     "~optimizer.fused ~optimizer.betas ~optimizer.eps optimizer._target_=torch.optim.Muon": "optimizer: Muon",
-    "trainer.eval_pairs=none.jsonl": "none.jsonl",
+    "trainer.eval_pairs=none.jsonl": "trainer.eval_pairs: no such file: none.jsonl",
+    "+model.config.dtype=float16": "model.config.dtype is not free",
     # pairs of keys
     "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": "scheduler.warmup_steps",
     "scheduler.warmup_steps=99 trainer.max_steps=10": "scheduler.warmup_steps",
@@ -42,6 +50,10 @@ CONFIGURATIONS = {  # arguments: what the line names
     # a hand that slips
     "hydra/launcher=submitit_local": "add -m",
     "--max_steps=2": "max_steps=value",
+    "—max_steps=2": "max_steps=value",
+    "-m seed=range(3,1)": "seed=range(3,1): a sweep over nothing",
+    "study=a\x1b[2Jb": "study: ",
+    f"trainer.epochs={10**30}": "trainer.epochs",
 }  # fmt: skip
 
 
@@ -88,5 +100,7 @@ def test_directories(refused, tmp_path):
     (tmp_path / "used").mkdir()
     with FileLock(tmp_path / "used/.lock"):
         assert "used" in refused(*small, "hydra.run.dir=used")
+    huge = ("trainer.batch_size=1048576", "data.max_length=512")
+    assert "GiB" in refused(*(s for s in small if "length" not in s), *huge, "hydra.run.dir=a/b/c", code=5)
     small = [small for small in small if "vocab_size" not in small]
     assert "vocab_size" in refused(*small, "hydra.run.dir=a/b/c", "tokenizer.vocab_size=3")  # the corpus is read first

@@ -28,6 +28,7 @@ VALUES = {  # as typed: as read; a list of values is a sweep
     "a;b&c|d#e!f<g>@h+i:j%.txt": "a;b&c|d#e!f<g>@h+i:j%.txt",
     "": "",
     "null": None,
+    "None": None,
     "1e-3": 0.001,
 }
 SWEEPS = {
@@ -44,6 +45,14 @@ def test_a_value_is_what_was_typed(text):
         (override,) = read_overrides([f"data.train={text}"])
         assert override.value() == VALUES[text]
         assert read_overrides([str(override.input_line)])[0].value() == VALUES[text]  # as Hydra reads it again
+
+
+def test_what_names_a_file_is_taken_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (" lead.txt", "trail.txt ", "a,b.txt"):
+        (tmp_path / name).touch()
+        with open_conf():
+            assert read_overrides([f"data.train={name}"])[0].value() == name
 
 
 @pytest.mark.parametrize("text", SWEEPS)

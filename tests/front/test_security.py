@@ -29,6 +29,8 @@ FILES = {  # experiments somebody hands on: what the line names
     f"hydra: {{hydra_logging: {{formatters: {{x: {{(): os.system, command: '{FIRE}'}}}}}}}}": "hydra.hydra_logging",
     "hydra: {job: {env_set: {BABYLM_ALLOW_TARGETS: os}}}": "hydra.job.env_set",
     "hydra: {launcher: {setup: [touch canary]}}": "hydra.launcher.setup",
+    "hydra: null": "experiment=x",
+    f"x: {'[' * 20_000}": "experiment=x",
     "hydra: {sweeper: {custom_search_space: evil.space}}": "hydra.sweeper.custom_search_space",
     # files
     f"hydra: {{job_logging: {{handlers: {{x: {LOGGING}}}}}}}": "hydra.job_logging",

@@ -353,3 +353,15 @@ def test_taken_back_to_an_older_checkpoint_it_does_not_jump_ahead(make_trainer):
     again.train()
     assert again.record.metrics.read_bytes() == metrics
     assert same(tensors(again), expected)
+
+
+def test_an_optimizer_s_state_of_another_shape_is_refused(make_trainer):
+    """Fused kernels do not look: they would write beyond it."""
+    trainer = make_trainer()
+    trainer.train()
+    content = trainer.checkpoints.newest()[1]
+    first, mean = content["optimizer"]["state"][0], content["optimizer"]["state"][0]["exp_avg"]
+    for forged in (torch.zeros(1), torch.zeros(1).expand(mean.shape)):
+        first["exp_avg"] = forged
+        with pytest.raises(InputError, match="the optimizer's exp_avg"):
+            make_trainer("other").load_checkpoint(content)

@@ -60,6 +60,9 @@ def test_a_place_that_is_no_file(tmp_path):
 def test_what_is_right_is_read(tmp_path):
     write_json(tmp_path / "a.json", {"status": "पूरा", "updates": 3, "more": 1})
     assert read(tmp_path / "a.json", Known) == Known("पूरा", 3)
+    write_json(tmp_path / "b.json", {"status": "\x1b[2J\x9b", "updates": 3})
+    assert read(tmp_path / "b.json", Known).status == "\x1b[2J\x9b"
+    assert (tmp_path / "b.json").read_text(encoding="utf8").replace("\n", "").isprintable()
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + GOOD + b"\n" + GOOD[:9])
     assert read_lines(tmp_path / "a.jsonl", Known) == [Known("finished", 3)] * 2
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n{}\n")

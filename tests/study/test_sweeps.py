@@ -105,6 +105,9 @@ def test_a_search_goes_on_to_its_total(sweep):
         assert code == 0, err
         assert f"search: {done} of {total} trials done" in out
         assert len(results()) == total
+    Path("multirun_outputs/s/trials.db").write_bytes(b"no database" * 99)
+    code, _, err = sweep(*search)
+    assert (code, err.count("\n"), "trials.db" in err) == (2, 1, True), err
 
 
 def test_a_launcher_s_mistake_is_one_line(sweep):
