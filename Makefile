@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu scale torture-studies processes ray lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu versus scale torture-studies processes ray lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on thi
 
 bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
 	$(PY) benchmarks/gpu.py
+
+versus: $(READY)  ## speed and memory of training against another checkout, in turn: BEFORE=FOLDER
+	$(PY) benchmarks/versus.py $(BEFORE)
 
 scale: $(READY)  ## seconds and memory of preparing 1, 10 and 100 million tokens; SIZES="10 100 1000" for others
 	$(PY) benchmarks/scale.py --millions $(or $(SIZES),1 10 100)

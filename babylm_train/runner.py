@@ -33,7 +33,7 @@ from babylm_train.errors import (
     watch_signals,
 )
 from babylm_train.evaluation.loss import use_float32
-from babylm_train.files import read, storage_errors, write_bytes, write_json, write_text
+from babylm_train.files import file_digest, read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
 from babylm_train.state import Callback, Callbacks
@@ -294,7 +294,7 @@ def export(run: Run) -> dict[str, Any]:
     from babylm_train.babylm.milestones import revisions
     from babylm_train.evaluation.generate import Options, sample, take_prompts
     from babylm_train.evaluation.pairs import score_pairs, texts_cut
-    from babylm_train.model.export import write_model
+    from babylm_train.model.export import WEIGHTS, write_model
 
     trainer, model, objective = run.trainer, run.trainer.model, run.trainer.objective
     final, words = trainer.evaluate(), {path: mark.words for path, mark in revisions(trainer.directory / "milestones")}
@@ -304,6 +304,7 @@ def export(run: Run) -> dict[str, Any]:
     samples = [{"prompt": prompt, "text": text} for prompt, text in written]
     values: dict[str, Any] = {"val_loss" if k == "loss" else k: v for k, v in final.figures().items()}
     values |= {"likelihood": objective.likelihood, "samples": samples}
+    values["weights_sha256"] = file_digest(trainer.directory / "model" / WEIGHTS)
     values |= {"milestones": {path.name: n for path, n in words.items()}}
     if run.corpus.pairs:
         backend = objective.backends[0]

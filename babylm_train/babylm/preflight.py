@@ -32,9 +32,9 @@ from babylm_train.errors import InputError, printable
 from babylm_train.evaluation.command import ROWS, load_model
 from babylm_train.evaluation.likelihood import token_log_probabilities
 from babylm_train.evaluation.loss import evaluate
-from babylm_train.files import read, read_lines, write_text
+from babylm_train.files import file_digest, read, read_lines, write_text
 from babylm_train.model import modeling_mntp
-from babylm_train.model.export import BOTH_WAYS, TOKENIZER_CLASS, padding_side
+from babylm_train.model.export import BOTH_WAYS, TOKENIZER_CLASS, WEIGHTS, padding_side
 
 SAME = 1e-4  # nats a token: rounding between processes and machines
 POSITIONS = 512  # what the BabyLM evaluation may feed
@@ -78,6 +78,7 @@ class Result(pydantic.BaseModel):  # as much as is read of result.json
     pseudo_bits_per_byte: float | None = None
     parameters: int
     hashes: dict[str, str]
+    weights_sha256: str
     versions: dict[str, str]
     commit: str | None
     device: str
@@ -242,6 +243,7 @@ def preflight(run: Saved, name: str, options: Options) -> Iterator[Finding]:
     yield same, "the validation text is the one of the run"
     same = tokenizer_fingerprint(tokenizer) == run.result.hashes.get("tokenizer")
     yield same, "the tokenizer is the one of the run"
+    yield file_digest(run.folder / WEIGHTS) == run.result.weights_sha256, "the weights are those of the run"
     yield from check_ledger(run, corpus.report["train"]["words"])
     validation = tokenize(corpus.validation, tokenizer, cache_dir=run.source.cache_dir)
     objective, backends = run.objective.use_tokenizer(tokenizer), run.objective.backends

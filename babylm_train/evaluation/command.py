@@ -34,9 +34,9 @@ from babylm_train.data.tokens import tokenize
 from babylm_train.errors import InputError, printable, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
 from babylm_train.evaluation.pairs import ALL, by_phenomenon, intervals, judge, read_pairs, texts_cut
-from babylm_train.files import check_record, read, replaced, write_json
+from babylm_train.files import check_record, file_digest, read, replaced, write_json
 from babylm_train.model.build import take_square_masks
-from babylm_train.model.export import BOTH_WAYS, REMOTE_CODE
+from babylm_train.model.export import BOTH_WAYS, REMOTE_CODE, WEIGHTS
 from babylm_train.objective import CausalObjective, MaskedObjective, Objective
 from babylm_train.state import Evaluation
 
@@ -82,6 +82,7 @@ class Recorded(pydantic.BaseModel):
     """What is read of a run's result.json."""
 
     hashes: dict[str, str] = {}
+    weights_sha256: str | None = None
 
 
 def check_folder(folder: Path) -> Described:
@@ -224,6 +225,17 @@ def find_folder(run: Path, revision: str | None) -> Path:
     return folder
 
 
+def refuse_other(run: Path, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises InputError: tokenizer or weights of a run's folder are not those that its result.json names."""
+    own, record = tokenizer_fingerprint(tokenizer), run / "result.json"
+    known: Recorded = read(record, Recorded) if record.is_file() else Recorded()
+    hint = "it was changed; its folder alone, in place of RUN, is scored as it is"
+    if known.hashes.get("tokenizer", own) != own:
+        raise InputError(f"{folder / 'tokenizer.json'} is not the tokenizer that {record} names: {hint}")
+    if folder == run / "model" and known.weights_sha256 not in (None, file_digest(folder / WEIGHTS)):
+        raise InputError(f"{folder / WEIGHTS} is not the file that {record} names: {hint}")
+
+
 def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
     """What the command was asked for, of one model; plain types, for JSON."""
     if options.pairs is None and options.text is None:
@@ -236,10 +248,7 @@ def evaluate_run(run: Path, options: Options) -> dict[str, Any]:
         texts = read_texts(run, options.text, options.text_field, options.separator)
     folder = find_folder(run, options.revision)
     model, tokenizer, backend = load_model(folder, options.backend, device)
-    own, record = tokenizer_fingerprint(tokenizer), run / "result.json"
-    if record.is_file() and read(record, Recorded).hashes.get("tokenizer", own) != own:
-        hint = "it was changed, or transformers was; its folder alone, in place of RUN, is scored as it is"
-        raise InputError(f"{folder / 'tokenizer.json'} is not the tokenizer that {record} names: {hint}")
+    refuse_other(run, folder, tokenizer)
     if texts is not None and backend == "mntp":
         raise InputError("backend=mntp: text= has the backends causal and mlm")
     found: dict[str, Any] = {"model": str(folder), "backend": backend}

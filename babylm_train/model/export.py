@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BOTH_WAYS = {"GPT2LMHeadModel": "GPT2ForMaskedLM", "Qwen3ForCausalLM": "Qwen3ForMaskedLM"}
 REMOTE_CODE = Path(__file__).with_name("modeling_mntp.py")
+WEIGHTS = "model.safetensors"
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # what transformers 4 calls it, and 5 still reads
 
 

@@ -1,5 +1,6 @@
 """Evaluation against plain loops, and what must not change it."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -136,7 +137,9 @@ def test_what_is_cut_is_said_and_another_tokenizer_than_the_runs_is_not_scored(r
     pairs = [{"good": " ".join("अ" * n), "bad": "आ"} for n in (15, 16, 20)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf8")
     own = tokenizer_fingerprint(load_model(run / "model")[1])
-    (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "hashes": {"tokenizer": own}}))
+    weights = (tmp_path / "model/model.safetensors").read_bytes()
+    known = {"hashes": {"tokenizer": own}, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    (tmp_path / "result.json").write_text(json.dumps({"status": "finished", **known}))
     options = Options(pairs=str(tmp_path / "p.jsonl"))
     assert evaluate_run(tmp_path, options)["texts_cut"] == 2
     assert "2 of 6 texts" in capsys.readouterr().err
@@ -145,6 +148,10 @@ def test_what_is_cut_is_said_and_another_tokenizer_than_the_runs_is_not_scored(r
     swapped = rules.replace('"अ": ', '"?": ').replace('"आ": ', '"अ": ').replace('"?": ', '"आ": ')
     (tmp_path / "model/tokenizer.json").write_text(swapped, encoding="utf8")
     with pytest.raises(InputError, match=r"tokenizer\.json is not the tokenizer that .*result\.json names"):
+        evaluate_run(tmp_path, options)
+    (tmp_path / "model/tokenizer.json").write_text(rules, encoding="utf8")
+    (tmp_path / "model/model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"model\.safetensors is not the file that .*result\.json names"):
         evaluate_run(tmp_path, options)
 
 
