@@ -104,7 +104,10 @@ def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> 
     scores = scores.exp_()
     scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
     slope = scores.mul_(valid[:, None]).to(hidden.dtype)
-    return loss, slope @ weight, (slope * shrink(hidden.dtype)).T @ hidden
+    by_hidden = slope @ weight
+    if shrink(hidden.dtype) != 1:  # times 1 would be a copy of all logits
+        slope = slope * shrink(hidden.dtype)
+    return loss, by_hidden, slope.T @ hidden
 
 
 def shrink(dtype: torch.dtype) -> float:
