@@ -61,7 +61,7 @@ class Checkpoints:
     """The checkpoints of one run: `keep_last` of the newest of steps and epochs stay, and always the best."""
 
     def __init__(self, directory: Path, keep_last: int) -> None:
-        self.directory, self.keep_last = Path(directory), keep_last
+        self.directory, self.keep_last, self.tried = Path(directory), keep_last, False
 
     def check(self, size: int, saves: int) -> None:
         """Is there room for what `saves` checkpoints of about `size` bytes leave? Raises StorageError."""
@@ -81,9 +81,17 @@ class Checkpoints:
 
         Raises:
             StorageError: the disk is full or not writable; earlier checkpoints are untouched.
+            InputError: at the first one, its content would not load again.
         """
         buffer, first = io.BytesIO(), self.directory / names[0]
         torch.save(content, buffer)
+        if not self.tried:
+            try:
+                torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                what = one_line(error).partition("WeightsUnpickler error: ")[2][:100]
+                raise InputError(f"the state of this run is not of tensors and plain types alone: {what}") from error
+            self.tried = True
         with storage_errors(first):
             self.directory.mkdir(exist_ok=True)
             write_bytes(first, buffer.getbuffer())

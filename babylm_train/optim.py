@@ -63,7 +63,7 @@ def set_decay_horizon(optimizer: Optimizer, horizon: float, updates_per_pass: fl
     """
     for group in optimizer.param_groups:
         if group["weight_decay"]:
-            group["weight_decay"] = 1 / (group["lr"] * updates_per_pass * horizon)
+            group["weight_decay"] = float(1 / (group["lr"] * updates_per_pass * horizon))  # not NumPy's
 
 
 class RunningAverage:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import signal
 import sys
 
 import pandas as pd
@@ -11,7 +13,7 @@ from forked import TINY
 
 from babylm_train import Callback, compose, run
 from babylm_train.config import CONF
-from babylm_train.errors import InputError
+from babylm_train.errors import InputError, PreemptedError
 
 SMALL = [*TINY, "data.words=3000", "data.max_length=16", "trainer.max_steps=4", "trainer.epochs=2", "logger=none"]
 
@@ -45,6 +47,34 @@ def test_a_run_from_python_is_that_of_the_command_line_and_tells_its_callbacks(t
     again = run([*SMALL, "seed=1"], callbacks=[moments])  # a cell that is run again
     assert again == result
     assert len(moments.seen) == 8
+
+
+class StopOnce(Callback):
+    def after_update(self, trainer):
+        if trainer.state.updates == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_recipe_is_stopped_and_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
+    """experiment=best with a running mean: Muon's state, the decay of its horizon and the mean are all saved."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    best = ["experiment=best", "scale=nano", *(f"model.config.{key}={value}" for key, value in sizes.items())]
+    best += ["model.config.intermediate_size=16", "trainer.average.half_life=0.5", "size.vocab_size=300", *SMALL[-5:]]
+    best[-2:-2] = ["trainer.max_steps=8", "trainer.batch_size=2"]
+    whole = run([*best, "study=whole"])
+    with pytest.raises(PreemptedError):
+        run([*best, "study=stopped"], callbacks=[StopOnce()])
+    stopped = run([*best, "study=stopped"])
+    assert "resumed at update 5" in capsys.readouterr().out
+    assert stopped["weights_sha256"] == whole["weights_sha256"]
+    assert stopped["raw_bits_per_byte"] == whole["raw_bits_per_byte"]
 
 
 @pytest.mark.parametrize("wrong", [["optimizer.lrr=1"], ["seed=1,2"], ["data.words=0"]])

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from failpoints import FAULTS, KILL, Failpoints
@@ -183,3 +184,14 @@ def test_a_file_of_another_program_or_layout_is_one_line_and_runs_nothing(tmp_pa
     with pytest.raises(InputError, match=r"checkpoint_step_1\.pt"):
         load(tmp_path / "checkpoint_step_1.pt")
     assert os.listdir(tmp_path) == ["checkpoint_step_1.pt"]
+
+
+def test_a_state_that_would_not_load_again_is_refused_as_it_is_first_saved(tmp_path):
+    """A number of NumPy's in an optimizer's group, say: what is saved is read back without running anybody's code."""
+    store = Checkpoints(tmp_path, 2)
+    wrong = content(1) | {"optimizer": {"param_groups": [{"weight_decay": np.float64(0.1)}]}}
+    with pytest.raises(InputError, match="numpy"):
+        store.save(wrong, ["checkpoint_step_1.pt"])
+    assert not list(tmp_path.iterdir())
+    save(store, 1)
+    assert updates_of(store.newest()) == 1
