@@ -48,7 +48,7 @@ RUNS = {
     "curriculum.schedule.adaptation_rate=0.1",
     "random_score_fp16": f"{GPT2} curriculum/strategy=random curriculum/schedule=exponential curriculum.threshold_on=score "
     "precision=fp16",
-    "unigram_attention": f"{GPT2} tokenizer=unigram optimizer=adam scheduler=constant model.attention_dropout=0.2 "
+    "unigram_attention": f"{GPT2} tokenizer=unigram optimizer=adam optimizer.weight_decay=0.0 scheduler=constant model.attention_dropout=0.2 "
     "trainer.gradient_checkpointing=true trainer.max_grad_norm=null trainer.eval_every=2 trainer.early_stopping.patience=2 "
     "trainer.early_stopping.min_delta=0.2",
 }
