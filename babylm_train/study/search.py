@@ -57,7 +57,7 @@ def hold_search(directory: Path, sweeper: dict[str, Any], pruner: str | None = N
     except Timeout as error:
         raise InUse(f"{directory}: another command is at this search; for trials side by side: n_jobs") from error
     with lock:
-        with open_database("hydra.sweeper.storage") as optuna:
+        with open_database(storage) as optuna:
             study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
             for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
