@@ -87,7 +87,8 @@ class Checkpoints:
         torch.save(content, buffer)
         if not self.tried:
             try:
-                torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
+                buffer.seek(0)
+                torch.load(buffer, map_location="meta", weights_only=True)  # takes no memory
             except pickle.UnpicklingError as error:
                 what = one_line(error).partition("WeightsUnpickler error: ")[2][:100]
                 raise InputError(f"the state of this run is not of tensors and plain types alone: {what}") from error
