@@ -187,9 +187,7 @@ def find_device(options: Any, local: int | None = None) -> torch.device:
     return device
 
 
-def build_run(
-    config: DictConfig, directory: Path, parts: Parts, should_stop: Any, processes: OneProcess = ALONE
-) -> Run:
+def build_run(config: DictConfig, directory: Path, parts: Parts, stop: Any, processes: OneProcess = ALONE) -> Run:
     """Reads the data and builds the run of a composed `config`; writes nothing to its `directory`."""
     with processes.first_on_machine():
         corpus, tokenizer, train, validation = _read(parts)
@@ -230,7 +228,7 @@ def build_run(
         directory=directory,
         logger=parts.logger if processes.is_main else NoLogger(),
         identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
-        should_stop=should_stop,
+        should_stop=stop,
         callback=milestones if processes.is_main else Callback(),
         measures=_build_pairs(parts, corpus, model, tokenizer),
         processes=processes,
