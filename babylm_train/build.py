@@ -229,7 +229,7 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, stop: Any, proc
         logger=parts.logger if processes.is_main else NoLogger(),
         identity={"hashes": hashes, "config": checks.essential(values), "resume": parts.resume},
         should_stop=stop,
-        callback=milestones if processes.is_main else Callback(),
+        callbacks=milestones if processes.is_main else (),
         measures=_build_pairs(parts, corpus, model, tokenizer),
         processes=processes,
     )
@@ -273,14 +273,16 @@ def _build_optimizer(parts: Parts, model: Any, curriculum: Any) -> Any:
     return optimizer
 
 
-def _build_milestones(parts: Parts, folder: Path, model: Any, tokenizer: Any, validation: TokenizedSplit) -> Any:
+def _build_milestones(
+    parts: Parts, folder: Path, model: Any, tokenizer: Any, validation: TokenizedSplit
+) -> list[Callback]:
     if not parts.track.milestones:
-        return Callback()
+        return []
     from babylm_train.babylm.milestones import Milestones, beginning
 
     first, objective = EvaluationRows(beginning(validation), parts.data.max_length), parts.objective
     check = partial(evaluate, model, objective, first, parts.trainer.batch_size)
-    return Milestones(folder, parts.track.milestones, model, tokenizer, objective.backends, check=check)
+    return [Milestones(folder, parts.track.milestones, model, tokenizer, objective.backends, check=check)]
 
 
 def _build_pairs(parts: Parts, corpus: Corpus, model: Any, tokenizer: Any) -> Callable[[], dict[str, float]]:

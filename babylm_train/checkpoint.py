@@ -201,17 +201,19 @@ def find_checkpoint(resume: str) -> Path:
     raise InputError(f"resume={resume}: no checkpoint there")
 
 
-def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads: int, processes: int = 1) -> None:
-    """Raises InputError where a checkpoint is of another corpus, tokenizer or configuration; names what differs."""
+def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads: int, processes: int = 1) -> list[str]:
+    """What else a checkpoint was made with that changes no update, but perhaps its last bits.
+
+    Raises InputError: it is of another corpus, tokenizer or configuration; names what differs.
+    """
     for name, mine in identity.get("hashes", {}).items():
         if (theirs := content.get("hashes", {}).get(name)) != mine:
             raise InputError(f"the checkpoint is of another {name}: its hash is {theirs} there, {mine} here")
-    refuse_other(identity.get("config", {}), content.get("config", {}), "the checkpoint")
+    others = [f"another {key}" for key in _refuse_other_config(identity.get("config", {}), content.get("config", {}))]
     saved = (content["threads"], content.get("processes", 1))
     for name, mine, theirs in zip(("threads", "processes"), (threads, processes), saved, strict=True):
-        if mine != theirs:
-            warn = "the checkpoint was made with %d %s, now there are %d: same updates, not bitwise"
-            log.warning(warn, theirs, name, mine)
+        others += [f"{theirs} {name}, now there are {mine}"] * (mine != theirs)
+    return others
 
 
 @contextlib.contextmanager
@@ -225,17 +227,16 @@ def refuse_misfits() -> Iterator[None]:
         raise InputError(f"the checkpoint does not fit this run: {type(error).__name__}: {one_line(error)}") from error
 
 
-def refuse_other(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
-    """Raises InputError where two configurations, `key.key: value`, differ; names up to three keys.
+def _refuse_other_config(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Keys of two configurations, `key.key: value`, that differ and only change how the same updates are computed.
 
-    Keys that only change how the same updates are computed may differ; the run is then not bitwise the same.
+    Raises InputError: others differ; names up to three.
     """
     changed = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
     if not set(changed) <= SAME_UPDATES or _rows_an_update(mine) != _rows_an_update(theirs):
         shown = "; ".join(f"{key} is {theirs.get(key)} there, {mine.get(key)} here" for key in changed[:3])
-        raise InputError(f"{where} is of another configuration: {shown}")
-    if changed:
-        log.warning("%s was made with another %s: same updates, not bitwise", where, ", ".join(changed))
+        raise InputError(f"the checkpoint is of another configuration: {shown}")
+    return changed
 
 
 def _rows_an_update(config: dict[str, Any]) -> Any:

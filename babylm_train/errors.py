@@ -104,6 +104,15 @@ def memory_errors(what: str) -> Iterator[None]:
         raise OutOfMemory(f"out of memory: {what} ({one_line(error)[:200]})") from error
 
 
+@contextlib.contextmanager
+def load_errors(what: str) -> Iterator[None]:
+    """Whatever libraries make of a stranger's damaged files becomes an InputError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise InputError(f"{what} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
+
+
 def explain_invalid(error: ValidationError, at: str = "") -> str:
     """One line for the first thing that pydantic refused: `at.field: what was expected, got value`."""
     first = error.errors()[0]

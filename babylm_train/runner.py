@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from babylm_train.evaluation.loss import use_float32
 from babylm_train.files import file_digest, read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
-from babylm_train.state import Callback, Callbacks
+from babylm_train.state import Callback
 from babylm_train.tools.plan import count_exposures, plan_run
 
 if TYPE_CHECKING:
@@ -152,12 +153,14 @@ def run_job(
             add_own(run.trainer, callbacks, metrics)
             result = train_to_end(run, checks.saved_config(config), typed, preemption)
     print(f"{directory}\n{show_result(result)}", flush=True)
+    if directory.parent.name == parts.study:
+        print(f"compare: python -m babylm_train.report {shlex.quote(str(directory.parent))}", flush=True)
     return float(result["val_loss"])
 
 
 def add_own(trainer: Trainer, callbacks: Sequence[Callback], metrics: Mapping[str, Metric]) -> None:
     """Adds a caller's callbacks and metrics to those of the configuration."""
-    trainer.callback, own = Callbacks(trainer.callback, *callbacks), trainer.measures
+    trainer.callbacks, own = [*trainer.callbacks, *callbacks], trainer.measures
 
     def measure() -> dict[str, float]:
         with use_float32(trainer.model):
@@ -262,7 +265,8 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         with storage_errors(trainer.directory):
             trainer.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(trainer.record.metrics, data)
-        trainer.callback.adopt(theirs, state["words"])
+        for callback in trainer.callbacks:
+            callback.adopt(theirs, state["words"])
         if state["best_update"] not in (0, state["updates"]):
             own.link_as(BEST, Checkpoints(path.parent, 1).best(state["best_update"])[0])
     own.forget_after(state["updates"])

@@ -113,6 +113,10 @@ class RunState:
         self.window_nats, self.window_targets = self.window_nats + nats, self.window_targets + targets
         self.epoch_nats, self.epoch_targets = self.epoch_nats + nats, self.epoch_targets + targets
 
+    def is_due(self, every: int | None) -> bool:
+        """Is it one of each `every` updates?"""
+        return every is not None and self.updates % every == 0
+
     def place(self, updates: int, epochs: int) -> dict[str, float]:
         """Where a run of so many updates and epochs is, as every line of its record says."""
         epoch = round(self.updates / updates * epochs, 4)
@@ -185,7 +189,7 @@ class EpochSlice:
 
     order: document ids in training order, drawn again where the pool is smaller than the slice, shape (M,).
     start: targets of the first document that an earlier slice already used.
-    targets: valid targets in the slice; updates: optimizer steps in the slice.
+    targets: valid targets in the slice; updates: optimizer steps in the slice. parts: that each row is cut into.
     """
 
     epoch: int
@@ -195,6 +199,7 @@ class EpochSlice:
     start: int
     targets: int
     updates: int
+    parts: int = 1
 
 
 class Callback:
@@ -214,33 +219,6 @@ class Callback:
 
     def adopt(self, directory: Path, words: int) -> None:
         """Before that, where the run goes on from another run's `directory`, at so many words."""
-
-
-class Callbacks(Callback):
-    """Several, told in turn."""
-
-    def __init__(self, *each: Callback) -> None:
-        self.each = each
-
-    def at_start(self, trainer: Any) -> None:
-        for callback in self.each:
-            callback.at_start(trainer)
-
-    def after_update(self, trainer: Any) -> None:
-        for callback in self.each:
-            callback.after_update(trainer)
-
-    def after_evaluation(self, trainer: Any, values: dict[str, float]) -> None:
-        for callback in self.each:
-            callback.after_evaluation(trainer, values)
-
-    def at_end(self, trainer: Any) -> None:
-        for callback in self.each:
-            callback.at_end(trainer)
-
-    def adopt(self, directory: Path, words: int) -> None:
-        for callback in self.each:
-            callback.adopt(directory, words)
 
 
 class OneProcess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -51,7 +51,7 @@ class Trainer:
         directory: of the run: its record and checkpoints. logger: mirrors the record elsewhere.
         identity: plain dict of what must be equal on resume (hashes of config, corpus, tokenizer), plus `config`.
         should_stop: asked after each update; True saves the state and raises PreemptedError.
-        callback: told of each moment of the run. measures: what else is measured at each validation, as it is logged.
+        callbacks: told of each moment of the run. measures: what else is measured at each validation, as it is logged.
         processes: that train this run; each has a trainer, and one of them writes.
     """
 
@@ -69,7 +69,7 @@ class Trainer:
     logger: NoLogger
     identity: dict[str, Any] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
-    callback: Callback = field(default_factory=Callback)
+    callbacks: Sequence[Callback] = ()
     measures: Callable[[], dict[str, float]] = dict
     processes: OneProcess = ALONE
 
@@ -97,12 +97,12 @@ class Trainer:
         if state.updates == 0:
             self.record.start()
         self.began = time.perf_counter()
-        self.callback.at_start(self)
+        self._tell("at_start")
         self.meter.start(state.tokens)
         with tqdm(desc="training", total=total, initial=state.updates, unit="update", disable=quiet) as self.bar:
             while state.epoch < self.curriculum.epochs and state.updates < total and not state.stopped:
                 self.train_epoch()
-        self.callback.at_end(self)
+        self._tell("at_end")
         return state
 
     def train_epoch(self) -> None:
@@ -120,15 +120,15 @@ class Trainer:
             rate = float(self.scheduler.get_last_lr()[0])
             with self.processes.survive(self._save_and_stop):
                 _, norm = self.make_update(batches)
-            self.callback.after_update(self)
+            self._tell("after_update")
             last = index + 1 == part.updates or state.updates == self.curriculum.total_updates
-            if last or _due(state.updates, options.log_every):
+            if last or state.is_due(options.log_every):
                 self._log_update(part.threshold, rate, norm)
             if last:
                 state.close_epoch()
-            improved = (last or _due(state.updates, options.eval_every)) and self._validate()
+            improved = (last or state.is_due(options.eval_every)) and self._validate()
             names = [f"checkpoint_epoch_{state.epoch}.pt"] if last else []
-            if _due(state.updates, options.save_every) or ((improved or state.stopped) and not last):
+            if state.is_due(options.save_every) or ((improved or state.stopped) and not last):
                 names.append(f"checkpoint_step_{state.updates}.pt")
             if names:
                 self.save_checkpoint(names + [BEST] * improved)
@@ -168,8 +168,7 @@ class Trainer:
             nats, norm = torch.stack([total, gradient.double()]).tolist()  # the only wait for the device
             if finite := math.isfinite(nats) and math.isfinite(norm):
                 self.optimizer.step()
-            if self.scaler.is_enabled():
-                self.scaler.update()
+            self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             if finite or not self.scaler.is_enabled():
                 break
@@ -187,8 +186,8 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Exact loss of the model's weights over the validation split, in float32."""
         with self.meter.spend("aside"):
-            rows, size = self.validation, self.options.batch_size
-            return evaluate(self.model, self.objective, rows, size, self.eager, self.processes)
+            size = self.options.batch_size
+            return evaluate(self.model, self.objective, self.validation, size, self.eager, self.processes)
 
     def save_checkpoint(self, names: list[str]) -> Path:
         """Everything an exact resume needs, under each of `names`. Raises DivergedError: the weights are not finite."""
@@ -213,7 +212,8 @@ class Trainer:
     def load_checkpoint(self, source: Path | dict[str, Any]) -> None:
         """Continues from a checkpoint (a path, or its content). Raises InputError: it is damaged, or of another run."""
         content = source if isinstance(source, dict) else checkpoint.load(Path(source))
-        self.check_compatible(content)
+        for why in self.check_compatible(content):
+            checkpoint.log.warning("the checkpoint was made with %s: same updates, not bitwise", why)
         self.state = RunState(**content["state"])
         with checkpoint.refuse_misfits():
             for name in STATEFUL:
@@ -225,9 +225,9 @@ class Trainer:
         self.record.start(content["metrics_bytes"])
         self.seconds_before, self.saved_at = content["seconds"], self.state.updates
 
-    def check_compatible(self, content: dict[str, Any]) -> None:
-        """Is this checkpoint one of this run? Raises InputError, naming what differs."""
-        checkpoint.refuse_other_run(self.identity, content, torch.get_num_threads(), self.processes.world)
+    def check_compatible(self, content: dict[str, Any]) -> list[str]:
+        """Why the run will not go on bitwise from this checkpoint. Raises InputError: it is another run's."""
+        return checkpoint.refuse_other_run(self.identity, content, torch.get_num_threads(), self.processes.world)
 
     def _save_and_stop(self, why: str) -> NoReturn:
         if self.saved_at != self.state.updates:
@@ -266,15 +266,15 @@ class Trainer:
         self.curriculum.report_performance(result.loss, state.epoch, state.epoch_update)
         state.note_evaluation(result, raw or result)
         improved = state.judge(watched, stopping.patience, stopping.min_delta)
-        self.callback.after_evaluation(self, values)
+        self._tell("after_evaluation", values)
         return improved
+
+    def _tell(self, moment: str, *more: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, moment)(self, *more)
 
     def _log(self, values: dict[str, Any]) -> None:
         """One line of the record, mirrored by the logger: where the run is, and `values`."""
         values = self.state.place(self.curriculum.total_updates, self.curriculum.epochs) | values
         self.record.log(**values)
         self.logger.log(values, self.state.updates)
-
-
-def _due(update: int, every: int | None) -> bool:
-    return every is not None and update % every == 0

@@ -198,6 +198,20 @@ def packed(documents: Sequence[Sequence[int]], setting: Setting) -> list[dict[st
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
+def pad_rows(rows: list[list[int]], masked: bool) -> dict[str, torch.Tensor]:
+    """Rows filled up to the longest, with labels and, if `masked`, an attention mask."""
+    width = max(map(len, rows))
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
+    for ids in rows:
+        more = width - len(ids)
+        columns["input_ids"].append(ids + [1] * more)
+        columns["labels"].append(ids + [IGNORE] * more)
+        columns["attention_mask"].append([1] * len(ids) + [0] * more)
+    if not masked:
+        del columns["attention_mask"]
+    return {name: torch.tensor(values) for name, values in columns.items()}
+
+
 def hf_trainer(
     documents: Sequence[Sequence[int]], setting: Setting, padded: bool = False, grouped: bool = False
 ) -> Measured:
@@ -214,18 +228,8 @@ def hf_trainer(
     stamps: list[tuple[float, int]] = []
 
     def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in batch)
         useful.append(sum(len(row["input_ids"]) for row in batch))
-        columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-        for row in batch:
-            ids = row["input_ids"]
-            more = width - len(ids)
-            columns["input_ids"].append(ids + [1] * more)
-            columns["labels"].append(ids + [IGNORE] * more)
-            columns["attention_mask"].append([1] * len(ids) + [0] * more)
-        if not padded:
-            del columns["attention_mask"]
-        return {name: torch.tensor(values) for name, values in columns.items()}
+        return pad_rows([row["input_ids"] for row in batch], padded)
 
     class Stamp(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:

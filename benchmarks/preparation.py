@@ -63,13 +63,17 @@ def first_update(directory: str, name: str, file: Path, vocabulary: int, max_len
     return seconds
 
 
-def main() -> None:
-    """Prints the table."""
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=256)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the table."""
+    options = read_arguments()
     length = options.max_length
     print("| what | measured | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:

@@ -1,4 +1,6 @@
-"""make torture-studies: 40 jobs, 4 of them broken, under two launchers; a controller killed half-way; two at once.
+"""make torture-studies: 40 jobs, 4 of them broken, under each launcher; a controller killed half-way; two at once.
+
+Ray takes part where it is installed (`make ray` does that).
 
 Prints a table last and writes it to benchmarks/results/studies.txt. About a quarter of an hour on two free cores.
 """
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,7 +34,8 @@ COMMON += [
     "logger=none",
     JOBS,
 ]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "BABYLM_ALLOW_TARGETS": "faulty"}
+PATHS = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "BABYLM_ALLOW_TARGETS": "faulty"}
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 
 
@@ -74,6 +78,7 @@ def main() -> None:
 
     ways = {"one": [], "two_at_a_time": ["hydra.launcher.n_jobs=2"]}
     ways["submitit_local"] = ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2"]
+    ways |= {"ray": ["hydra/launcher=ray"]} if find_spec("ray") else {}
     for study, arguments in ways.items():
         began = time.monotonic()
         found = check(folder, study, [start(folder, study, *arguments).wait()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,8 @@ class CurriculumTrainingManager:
     pacing it has the targets of a full pass, or its share of `max_steps`: the pool is drawn without replacement, again
     and again until they are spent, and a draw that is not finished goes on in the next slice while the pool stays the
     same. With `single_pass` it is one pass over its pool. The threshold is a share of the documents (`rank`), of their
-    words, or of the range of the scores; `min_pool` documents are admitted at least.
+    words, or of the range of the scores; `min_pool` documents are admitted at least. `lengths`: targets a row in equal
+    shares of the run, before the last share has rows of full length; an update has as many targets throughout.
     """
 
     strategy: Any  # a Curriculum
@@ -33,6 +35,7 @@ class CurriculumTrainingManager:
     threshold_on: Literal["rank", "words", "score"] = "rank"
     min_pool: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
+    lengths: list[Annotated[int, Field(ge=2)]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.history: list[tuple[float, float]] = []
@@ -63,6 +66,8 @@ class CurriculumTrainingManager:
         self.ranked = np.lexsort((_hash(len(self.scores), self.seed), self.scores))
         self.cumulative_targets, self.cumulative_words = (np.cumsum(n[self.ranked]) for n in (self.targets, self.words))
         self.targets_per_update, self.max_length = targets_per_update, max_length
+        if any(max_length % length for length in self.lengths):
+            raise InputError(f"curriculum.lengths={self.lengths}: data.max_length={max_length} is no multiple of each")
         self.planned_epochs, self.epochs = epochs, min(epochs, max_steps or epochs)
         self.slice_targets = self._divide_budget(max_steps)
         self.total_updates = sum(map(self._updates, self.slice_targets))
@@ -134,7 +139,9 @@ class CurriculumTrainingManager:
         draws = range(record["draw"], record["draw"] - (-(start + targets) // record["pool_targets"]))
         rngs = (np.random.default_rng([self.seed, SHUFFLE, draw]) for draw in draws)
         order = np.concatenate([rng.permutation(np.sort(pool)) for rng in rngs])
-        return EpochSlice(epoch, record["threshold"], pool, order, start, targets, self._updates(targets))
+        lengths = [*self.lengths, self.max_length]
+        parts = self.max_length // lengths[epoch * len(lengths) // self.epochs]
+        return EpochSlice(epoch, record["threshold"], pool, order, start, targets, self._updates(targets), parts)
 
     def _check_begun(self) -> None:
         if not hasattr(self, "scores"):

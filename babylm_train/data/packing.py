@@ -17,13 +17,13 @@ from babylm_train.state import IGNORE, Batch, EpochSlice
 
 
 class PackedRows:
-    """The rows of one epoch slice, of `max_length` targets each; the last is filled up with ignored ones."""
+    """The rows of one epoch slice, of `max_length` targets or a part; the last is filled up with ignored ones."""
 
     def __init__(self, split: TokenizedSplit, part: EpochSlice, max_length: int) -> None:
-        self.split, self.part, self.max_length = split, part, max_length
+        self.split, self.part, self.max_length = split, part, max_length // part.parts
         lengths = split.offsets[part.order + 1] - split.offsets[part.order]
         self.begin = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of each document in the stream
-        self.rows = -(-part.targets // max_length)
+        self.rows = -(-part.targets // self.max_length)
 
     def __len__(self) -> int:
         return self.rows
@@ -54,7 +54,8 @@ class PackedRows:
         )
 
     def micro_batches(self, index: int, micro_rows: int, micro_batches: int) -> list[Batch]:
-        """The micro-batches of one update; the slice's last update may have fewer, and a smaller last one."""
+        """The micro-batches of one update, of so many whole rows; the last update may have fewer, and a smaller one."""
+        micro_rows *= self.part.parts
         first = index * micro_rows * micro_batches
         last = min(first + micro_rows * micro_batches, self.rows)
         return [self.batch(row, micro_rows) for row in range(first, last, micro_rows)]

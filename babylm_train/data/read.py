@@ -1,6 +1,7 @@
 """What the fragments in conf/data name: the built-in stories, text files, and data sets of the Hugging Face hub."""
 
 import bz2
+import csv
 import glob
 import gzip
 import importlib
@@ -28,7 +29,9 @@ STORIES, STORY_PAIRS = (Path(__file__).with_name(name) for name in ("stories.jso
 STORY_WORDS = 200_000  # that stories.jsonl.gz holds
 
 TEXT = (".txt", ".train", ".dev", ".test")
-KNOWN = (*TEXT, ".jsonl", ".json", ".parquet", ".zip")
+TABLES = {".csv": ",", ".tsv": "\t"}  # with the names of the columns above
+INSIDE = (*TEXT, ".jsonl", ".json", *TABLES)  # what is read of a .zip
+KNOWN = (*INSIDE, ".parquet", ".zip")
 MAX_LINE_BYTES = 100_000_000
 MAX_FILE_BYTES = 2 << 30  # after decompression
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # the last: a password
@@ -72,9 +75,9 @@ class FieldOptions(CorpusOptions):
 
 @arguments()
 class TextFiles(FieldOptions):
-    """Files and globs of text (.txt, .train, .dev, .test), JSON lines (.jsonl, .json) and parquet.
+    """Files and globs of text (.txt, .train, .dev, .test), JSON lines (.jsonl, .json), .csv, .tsv and parquet.
 
-    Text and JSON lines may be packed (.gz, .bz2, .xz, .zst) or stand in a .zip. The files are looked for at once.
+    All but parquet may be packed (.gz, .bz2, .xz, .zst) or stand in a .zip. The files are looked for at once.
     """
 
     train: str | list[str]
@@ -132,9 +135,9 @@ def _open_zip(path: Path) -> list[Any]:
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}") from error
     inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist()) if name[-1:] != "/"]
-    if texts := [member for member in inside if Path(member.name).suffix.lower() in (*TEXT, ".jsonl", ".json")]:
+    if texts := [member for member in inside if Path(member.name).suffix.lower() in INSIDE]:
         return texts
-    raise InputError(f"{path} holds no file that ends in one of {' '.join(TEXT)} .jsonl .json")
+    raise InputError(f"{path} holds no file that ends in one of {' '.join(INSIDE)}")
 
 
 def kind_of(path: Any) -> str:
@@ -152,6 +155,8 @@ def read_files(
         lines = (line for _, line in read_lines(path))
         if kind == ".parquet":
             yield from (_text_of(*row, text_field, key) for row in _read_parquet(path, text_field))
+        elif kind in TABLES:
+            yield from (_text_of(*row, text_field, key) for row in _read_table(path, text_field, TABLES[kind]))
         elif kind not in TEXT:
             yield from (_text_of(*row, text_field, key) for row in read_json_lines(path))
         elif separator == "line":  # of which a lone carriage return or U+2028 is white space
@@ -205,6 +210,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise InputError(f"{where}: a JSON object a line is expected, this is a {type(record).__name__}")
         yield where, record
+
+
+def _read_table(path: Path, field: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    rows = csv.DictReader((line for _, line in read_lines(path)), restkey="", delimiter=delimiter, strict=True)
+    try:
+        if (names := list(rows.fieldnames or ())).count(field) > 1:
+            raise InputError(f"{path} has {names.count(field)} columns {field}")
+        for record in rows:
+            yield f"{path}, line {rows.line_num}", record
+    except csv.Error as error:
+        raise InputError(f"{path}, after line {rows.line_num}: {error}") from error
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from babylm_train.data.corpus import ZERO_WIDTH, Corpus, normal
-from babylm_train.errors import InputError, arguments
+from babylm_train.errors import InputError, arguments, load_errors
 from babylm_train.files import cached, digest
 
 FORMAT = 2  # raise it when training changes: cached tokenizers are then trained again
@@ -195,10 +195,8 @@ class Pretrained:
 
 def open_tokenizer(what: str, name: str | Path, **options: Any) -> Any:
     """The tokenizer of a folder or of the hub; no code of it is run. Raises InputError that begins with `what`."""
-    try:  # what the libraries make of a damaged folder has no one kind: `tokenizers` raises Exception itself
+    with load_errors(what):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:
-        raise InputError(f"{what} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
 
 
 def load_tokenizer(recipe: Any, corpus: Corpus, cache_dir: str | Path) -> PreTrainedTokenizerFast:

@@ -31,7 +31,7 @@ from babylm_train.data.packing import EvaluationRows
 from babylm_train.data.read import Separator, find_files, read_files
 from babylm_train.data.tokenizer import open_tokenizer, tokenizer_fingerprint
 from babylm_train.data.tokens import tokenize
-from babylm_train.errors import InputError, printable, show_table
+from babylm_train.errors import InputError, load_errors, printable, show_table
 from babylm_train.evaluation.loss import evaluate, summarise
 from babylm_train.evaluation.pairs import ALL, by_phenomenon, intervals, judge, read_pairs, texts_cut
 from babylm_train.files import check_record, file_digest, read, replaced, write_json
@@ -118,14 +118,10 @@ def load_model(
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     whole = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     tokenizer = open_tokenizer(f"{folder}: tokenizer.json or tokenizer_config.json", folder, local_files_only=True)
-    try:  # what they make of these files, likewise
+    with load_errors(f"{folder}: config.json, generation_config.json or model.safetensors"):
         model, found = kind.from_pretrained(folder, dtype=torch.float32, **whole, **safe)
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__)[:300]
-        at = "config.json, generation_config.json or model.safetensors"
-        raise InputError(f"{folder}: {at} cannot be loaded: {reason}") from error
     _check_weights(folder, model, found, logits)
     _check_tokenizer(folder, model, tokenizer, chosen)
     return take_square_masks(model.to(device)), tokenizer, chosen

@@ -22,6 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
 
 from babylm_train.errors import (
     SIGNALS,
@@ -77,12 +78,15 @@ class StudyLauncher:
             place = f"[{len(values)} of {len(numbered)}]"
             if outcome.exit_code:
                 self.exit_codes.append(outcome.exit_code)
-                print(f"error: {job.name}: {outcome.cause} {place}", file=sys.stderr, flush=True)
+                bar.write(f"error: {job.name}: {outcome.cause} {place}", file=sys.stderr)
             else:
                 took = outcome.cause or f"validation loss {outcome.val_loss:.4f}, {outcome.seconds:,.0f} s"
-                print(f"{job.name}: {took} {place}", flush=True)
+                bar.write(f"{job.name}: {took} {place}")
+            bar.update()
+            sys.stdout.flush()
 
-        self.run((self._job(study, overrides, number) for number, overrides in numbered.items()), tell)
+        with tqdm(desc=study.name, total=len(numbered), unit="job", disable=None) as bar:  # on a terminal alone
+            self.run((self._job(study, overrides, number) for number, overrides in numbered.items()), tell)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=values.get(number, math.inf))
             for number, overrides in numbered.items()

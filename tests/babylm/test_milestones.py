@@ -23,7 +23,7 @@ def make(make_trainer, tmp_path):
         trainer = make_trainer(name, save_every=3, keep_last=1, **changes)
         total = 3 * int(trainer.train_split.words.sum())
         folder, marks = tmp_path / name / "milestones", [*MARKS, total, total + 1]
-        trainer.callback = Milestones(folder, marks, trainer.model, Byte().build([]), ("causal",), trainer.evaluate)
+        trainer.callbacks = [Milestones(folder, marks, trainer.model, Byte().build([]), ("causal",), trainer.evaluate)]
         return trainer
 
     return build
@@ -33,19 +33,19 @@ def test_the_first_boundary_at_or_past_each_mark_with_the_exact_count(make):
     trainer = make("run", log_every=1)
     state = trainer.train()
     ends = [line["words"] for line in trainer.record.lines() if "train/loss" in line]  # after each update
-    found = {path.name: revision for path, revision in revisions(trainer.callback.directory)}
+    found = {path.name: revision for path, revision in revisions(trainer.callbacks[0].directory)}
     for mark in [*MARKS, state.words]:
         revision = found.pop(name_of(mark))
         assert revision.words == next(end for end in ends if end >= mark)
         assert revision.words == ends[revision.update - 1]
     assert not found  # the mark beyond the last word is never reached
-    last = trainer.callback.directory / name_of(state.words)
+    last = trainer.callbacks[0].directory / name_of(state.words)
     model = AutoModelForCausalLM.from_pretrained(last)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     tokenizer = AutoTokenizer.from_pretrained(last)
     assert tokenizer("w")["input_ids"][0] == tokenizer.eos_token_id  # the mark first, as in training
-    twins = (trainer.callback.directory / name_of(mark) / "model.safetensors" for mark in (30, 31))
+    twins = (trainer.callbacks[0].directory / name_of(mark) / "model.safetensors" for mark in (30, 31))
     assert os.path.samefile(*twins)  # one update reached both: one file
     assert len(list(trainer.checkpoints.directory.glob("checkpoint_*.pt"))) < len(MARKS)  # pruned, revisions are not
 
@@ -68,7 +68,7 @@ def test_killed_and_resumed_repeats_none_and_skips_none(make, tmp_path):
         part.should_stop = kill
         with pytest.raises(KeyboardInterrupt):
             part.train()
-        now = {p.name: (p / "milestone.json").stat().st_ino for p, _ in revisions(part.callback.directory)}
+        now = {p.name: (p / "milestone.json").stat().st_ino for p, _ in revisions(part.callbacks[0].directory)}
         assert written.items() <= now.items()  # nothing that was there is written again
         written = now
     last = make("part")

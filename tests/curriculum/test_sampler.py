@@ -64,6 +64,16 @@ def test_matched_pacing_gives_every_arm_the_same_budget(targets, max_steps, seed
     assert len(budgets) == 1
 
 
+def test_rows_grow_in_equal_shares_of_the_run():
+    begin = {"epochs": 7, "targets_per_update": 64, "max_length": 16}
+    run = manager(FullSchedule(), [0.0] * 40, [9] * 40, lengths=[4, 8], begin=begin)
+    parts = [run.prepare_epoch(epoch) for epoch in range(7)]
+    assert [part.parts for part in parts] == [4, 4, 4, 2, 2, 1, 1]
+    assert {(part.targets, part.updates) for part in parts} == {(360, 6)}
+    with pytest.raises(InputError, match=r"curriculum\.lengths"):
+        manager(FullSchedule(), [0.0], [9], lengths=[5], begin=begin)
+
+
 def test_single_pass_plans_its_total_from_the_schedule():
     # pools of 2, 5, 8, 10 documents (thresholds .2 .4667 .7333 1): 20 50 80 100 targets, 20 an update
     begin = {"epochs": 4, "targets": np.full(10, 10), "targets_per_update": 20, "max_length": 10}

@@ -33,9 +33,9 @@ def split_of(lengths: list[int], words: list[int] | None = None) -> TokenizedSpl
     )
 
 
-def slice_of(order: list[int], targets: int, start: int = 0) -> EpochSlice:
+def slice_of(order: list[int], targets: int, start: int = 0, parts: int = 1) -> EpochSlice:
     ids = np.array(order)
-    return EpochSlice(epoch=0, threshold=1.0, pool=np.unique(ids), order=ids, start=start, targets=targets, updates=1)
+    return EpochSlice(0, 1.0, pool=np.unique(ids), order=ids, start=start, targets=targets, updates=1, parts=parts)
 
 
 def test_rows_worked_out_by_hand():
@@ -56,24 +56,27 @@ def test_rows_worked_out_by_hand():
     micro=st.integers(1, 3),
     accumulation=st.integers(1, 3),
     seed=st.integers(0, 9),
+    parts=st.integers(1, 3),
 )
-def test_every_target_once_whatever_the_batches(lengths, max_length, micro, accumulation, seed):
-    """Also where a second slice goes on where the first one stopped."""
+def test_every_target_once_whatever_the_batches(lengths, max_length, micro, accumulation, seed, parts):
+    """Also where a second slice goes on where the first one stopped, and the first one's rows are cut into parts."""
     split = split_of(lengths, [max(1, n // 2) for n in lengths])
     order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
     total = sum(lengths) + len(lengths)
     first = (total + seed) // 2 % total
-    slices = [slice_of(order, first), slice_of(order, total - first, first)]
+    slices = [slice_of(order, first, 0, parts), slice_of(order, total - first, first)]
     seen, words = [], 0
-    for rows in (PackedRows(split, part, max_length) for part in slices):
-        updates = range(-(-len(rows) // (micro * accumulation)))
+    for rows in (PackedRows(split, part, max_length * parts) for part in slices):
+        updates = range(-(-rows.part.targets // (micro * accumulation * max_length * parts)))
         for batch in (b for i in updates for b in rows.micro_batches(i, micro, accumulation)):
             valid = batch.targets != IGNORE
+            assert batch.inputs.shape[1] * rows.part.parts == max_length * parts
+            assert batch.inputs.numel() <= micro * max_length * parts
             assert int(valid.sum()) == batch.tokens
             seen += batch.targets[valid].tolist()
             words += batch.words
             # position 0 exactly at a mark or at a row's start
-            starts = (batch.inputs == EOS) | torch.from_numpy(np.arange(max_length) == 0)
+            starts = (batch.inputs == EOS) | (torch.arange(batch.inputs.shape[1]) == 0)
             assert ((batch.position_ids == 0) == starts)[valid].all()
     expected = [t for d in order for t in [*split.ids[split.offsets[d] + 1 : split.offsets[d + 1]], EOS]]
     assert seen == expected

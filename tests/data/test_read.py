@@ -23,6 +23,7 @@ PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 PACK[".zst"] = lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True)
 TEXTS = ["राम घर", "सीता वन", "a b"]
 ROWS = "".join(json.dumps({"text": t, "source": "s"}) + "\n\n" for t in TEXTS)
+CSV = 'source,text\r\ns,राम घर\r\n"s, t","सीता वन"\r\n"",a b\r\n'
 
 
 def files(tmp_path: Path, train, validation=None, separator="line", **options) -> TextFiles:
@@ -47,9 +48,10 @@ def documents(corpus: Corpus) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", ["", *PACK])
-@pytest.mark.parametrize("name", ["a.txt", "A.TRAIN", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("name", ["a.txt", "A.TRAIN", "a.jsonl", "a.json", "a.csv", "a.tsv"])
 def test_every_kind_of_file_gives_the_same(tmp_path, name, suffix):
-    content = ROWS if "json" in name else "\ufeff" + "\r\n".join(TEXTS)
+    contents = {".json": ROWS, ".jsonl": ROWS, ".csv": CSV, ".tsv": CSV.replace(",", "\t")}
+    content = contents.get(name[1:], "\ufeff" + "\r\n".join(TEXTS))
     corpus = files(tmp_path, write(tmp_path / (name + suffix), content)).load()
     assert (documents(corpus), corpus.report["read"]) == (sorted(TEXTS), 3)
     if suffix:
@@ -64,6 +66,15 @@ def test_blank_lines_end_documents_whatever_cannot_be_seen_on_them(tmp_path):
     by_blank = files(tmp_path, path, separator="blank_line")
     assert documents(by_blank.load()) == sorted(["एक\nदो", "तीन", "चार", "पाँच", "छह"])
     assert documents(files(tmp_path, path).load()) == sorted(["एक", "दो", "तीन", "चार", "पाँच", "छह"])
+
+
+def test_a_cell_of_several_lines_is_one_document(tmp_path):
+    path = write(
+        tmp_path / "poems.csv", 'title,poem\nFog,"The fog comes\non little ""cat"" feet.\n\nIt sits"\nSnow,x\nGone\n'
+    )
+    corpus = files(tmp_path, path, text_field="poem").load()
+    assert documents(corpus) == ['The fog comes\non little "cat" feet.\nIt sits', "x"]
+    assert corpus.report["dropped"] == {"empty": 1}
 
 
 def test_globs_and_folders_whose_names_look_like_globs(tmp_path):
@@ -93,6 +104,9 @@ def test_text_in_a_zip(tmp_path):
         ("a.txt", b"ok\nab\xffc\n", "a.txt, line 2, byte 3: not UTF-8 (0xff)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n', "a.jsonl, line 2: broken JSON: Expecting value: column 10"),
         ("a.jsonl", b'{"t\\u001bx": "a", "body": 1}\n', "line 1: no field text (data.text_field); there are: t\\x1bx, body"),
+        ("a.csv", b"title,body\na,b\n", "a.csv, line 2: no field text (data.text_field); there are: title, body"),
+        ("a.csv", b"text,text\na,b\n", "a.csv has 2 columns text"),
+        ("a.csv", b'text\n"a\n', "a.csv, after line 1: unexpected end of data"),
         ("a.jsonl", b'{"text": "a\\ud800"}\n', "a.jsonl, line 1: half a surrogate pair"),
     ],
 )  # fmt: skip
@@ -122,7 +136,7 @@ def test_reading_is_bounded(tmp_path, monkeypatch):
 
 def test_wrong_names_are_found_at_once(tmp_path):
     good = write(tmp_path / "a.txt", "एक\nदो")
-    write(tmp_path / "b.csv", "x")
+    write(tmp_path / "b.doc", "x")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name, message in [
@@ -130,7 +144,7 @@ def test_wrong_names_are_found_at_once(tmp_path):
         ("", "is no readable file; give a file, or a glob as "),
         ("pipe.txt", "pipe.txt is no readable file"),
         ("zero.txt", "zero.txt is no readable file"),
-        ("b.csv", "b.csv does not end in one of .txt"),
+        ("b.doc", "b.doc does not end in one of .txt"),
     ]:
         with pytest.raises(InputError) as caught:
             files(tmp_path, good, [good, str(tmp_path / name)])
