@@ -218,8 +218,10 @@ def _read_table(path: Path, field: str, delimiter: str) -> Iterator[tuple[str, d
     try:
         if (names := list(rows.fieldnames or ())).count(field) > 1:
             raise InputError(f"{path} has {names.count(field)} columns {field}")
+        first = 2
         for record in rows:
-            yield f"{path}, line {rows.line_num}", record
+            yield f"{path}, line {first}", record
+            first = rows.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, after line {rows.line_num}: {error}") from error
 

@@ -6,9 +6,9 @@
 RUN is a run's directory or any exported model; several give one table, a row a model. `milestones`: a row a milestone,
 and RUN/milestones.png, accuracy and bits per byte over the words seen. `pairs`: minimal pairs (jsonl or tsv, see
 docs/BABYLM.md) by summed and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark
-that ends a sentence. `text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl;
-`separator`: line or blank_line, as the run cut its own if it was one of data=text). A causal model is first checked for
-a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
+that ends a sentence. `text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl or
+.csv; `separator`: line or blank_line; both are those of the run unless they are given). A causal model is first checked
+for a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.
 """
 
 import sys
@@ -55,7 +55,7 @@ class Options:
 
     pairs: str | None = None
     text: str | None = None
-    text_field: str = "text"
+    text_field: str | None = None
     separator: Separator | None = None
     revision: str | None = None
     milestones: bool = False
@@ -197,14 +197,15 @@ def evaluate_texts(
     return {"all": whole, **(found if len(found) > 1 else {})}
 
 
-def read_texts(run: Path, pattern: str, text_field: str, separator: Separator | None) -> dict[str, list[str]]:
-    """The documents of each file that `pattern` names, cleaned as a corpus is, and cut as the run cut its own."""
-    if separator is None and (run / "config.yaml").is_file():
+def read_texts(run: Path, pattern: str, text_field: str | None, separator: Separator | None) -> dict[str, list[str]]:
+    """The documents of each file that `pattern` names, cleaned as a corpus is, and read as the run read its own."""
+    data: dict[str, Any] = {}
+    if (run / "config.yaml").is_file():
         config: Any = read(run / "config.yaml", dict[str, Any])
-        data: Any = check_record(config.get("data"), dict[str, Any], f"{run / 'config.yaml'}: data")
-        separator = "blank_line" if data.get("separator") == "blank_line" else "line"
-    files = find_files("text", pattern)
-    texts = {str(file): read_files([file], text_field, separator or "line", "text_field") for file in files}
+        data = check_record(config.get("data"), dict[str, Any], f"{run / 'config.yaml'}: data")
+    field = text_field or str(data.get("text_field") or "text")
+    cut: Separator = separator or ("blank_line" if data.get("separator") == "blank_line" else "line")
+    texts = {str(file): read_files([file], field, cut, "text_field") for file in find_files("text", pattern)}
     found = {name: [text for text in map(fold, each) if text] for name, each in texts.items()}
     if empty := [name for name, each in found.items() if not each]:
         raise InputError(f"text={empty[0]} holds no document")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from babylm_train.curriculum.sampler import CurriculumTrainingManager
 
 MAX_EXPOSURES = 20  # more often than this a document is learnt by heart rather than learnt from
+MIN_UPDATES = 5  # a pass: with fewer, little text teaches little
 MAX_FINAL_LR = 0.2  # share of the peak: a decay that ends higher was sized for another number of updates
 
 
@@ -168,7 +169,8 @@ def make_plan(
         updates += part.updates
     seen, totals = count_exposures(run, updates), (sum(r.tokens for r in rows), sum(r.words_seen for r in rows))
     plan = Plan(rows, updates, run.total_updates, *totals, seen, max(rates[:updates]), rates[updates], size)
-    return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool)))
+    passes = float(curriculum.targets.sum() / curriculum.targets_per_update)
+    return replace(plan, warnings=tuple(_warnings(plan, curriculum.min_pool, passes)))
 
 
 def count_words(part: EpochSlice, targets: np.ndarray, words: np.ndarray, word_starts: np.ndarray) -> int:
@@ -205,14 +207,16 @@ def count_exposures(curriculum: CurriculumTrainingManager, updates: int) -> Expo
     return Exposure(int(seen.max()), float(np.median(seen)), int(seen.min()), tuple(deciles), deciles[-1])
 
 
-def _warnings(plan: Plan, min_pool: int) -> list[str]:
+def _warnings(plan: Plan, min_pool: int, updates_per_pass: float) -> list[str]:
     peak, last, most = plan.peak_lr, plan.final_lr, plan.exposure.maximum
     unseen = ", ".join(str(i + 1) for i, mean in enumerate(plan.exposure.deciles) if mean == 0)
+    few = updates_per_pass < MIN_UPDATES
     smallest = min_pool > 1 and any(row.documents == min_pool for row in plan.rows)
     found = [
         (last > MAX_FINAL_LR * peak, f"the learning rate ends at {last:.3g}, its peak is {peak:.3g}"),
         (unseen, f"never seen: deciles {unseen} of the ranking (10: hardest)"),
         (most > MAX_EXPOSURES, f"a document is seen {most} times (more than {MAX_EXPOSURES})"),
+        (few, f"a pass over the corpus is {updates_per_pass:.1f} updates: with a smaller trainer.batch_size, more"),
         (smallest, f"the pool of an epoch is the smallest allowed, min_pool = {min_pool}"),
         (plan.rows[-1].assumed, "thresholds marked * follow the validation loss: given as if nothing moved them"),
     ]

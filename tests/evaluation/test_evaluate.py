@@ -96,6 +96,11 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
     assert "12.500%" in show_model(whole)
     found = evaluate_run(run / "model", Options(text=str(tmp_path / "t.txt")))["text"]["all"]
     assert found["tokens"] == 6 + 3  # a document a line where no run says otherwise
+    (tmp_path / "t.csv").write_text("body,text\nअ आ,इ\n", encoding="utf8")
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/config.yaml").write_text("data: {text_field: body}", encoding="utf8")
+    assert evaluate_run(tmp_path / "run", Options(text=str(tmp_path / "t.csv")))["text"]["all"]["words"] == 2
+    assert evaluate_run(run, Options(text=str(tmp_path / "t.csv"), text_field="text"))["text"]["all"]["words"] == 1
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,9 @@ def test_single_pass_by_hand():
     assert (plan.exposure.maximum, plan.exposure.median, plan.exposure.minimum) == (2, 1.5, 1)
     assert plan.exposure.deciles == (2.0,) * 5 + (1.0,) * 5
     assert (plan.updates, plan.tokens, plan.words) == (30, 295, 265)
+    assert not any("smaller trainer.batch_size" in text for text in plan.warnings)
+    manager.begin(words, words, words + 1, epochs=2, targets_per_update=50, max_length=5)  # 230 targets a pass
+    assert any("4.6 updates" in text for text in make_plan(manager, [1.0] * 99, starts, SIZE).warnings)
 
 
 @pytest.mark.parametrize(("updates", "expected"), [(0, (0, 0, 0)), (3, (1, 0, 0)), (15, (2, 1.5, 1))])
