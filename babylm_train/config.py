@@ -139,6 +139,8 @@ def compose_each(name: str, overrides: list[Override], folder: str | None) -> li
             check_targets(plain(config) | {"hydra": OmegaConf.to_container(config.hydra, resolve=False)})
         except OmegaConfBaseException as error:
             raise InputError(one_line(error)[:300]) from error
+        if not config.hydra.run.dir:
+            raise InputError("hydra.run.dir= is empty: give a folder, or leave it out")
         if config.hydra.job.chdir:
             raise InputError("hydra.job.chdir=true: paths are those of the folder you start in; leave it out")
     if folder is not None or "hydra.searchpath" in typed:

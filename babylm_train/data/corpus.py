@@ -35,7 +35,7 @@ class CorpusOptions:
     validation_share: Annotated[float, Field(gt=0, lt=1)]
     seed: Annotated[int, Field(ge=0)]
     max_length: Annotated[int, Field(ge=2)]
-    cache_dir: str
+    cache_dir: Annotated[str, Field(min_length=1)]
 
 
 class Split(Sequence[str]):

@@ -32,6 +32,9 @@ CONFIGURATIONS = {  # arguments: what the line names
     "trainer.batch_size=0": "trainer.batch_size",
     "curriculum/schedule=linear curriculum.schedule.start_threshold=1.5": "curriculum.schedule.start_threshold",
     # what is missing, or no value
+    "~optimizer": "optimizer is missing",
+    "hydra.run.dir=": "hydra.run.dir= is empty",
+    "data.cache_dir=": "data.cache_dir",
     "data=text": "data.train",
     "optimizer.lr=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     # what only the libraries know
