@@ -47,6 +47,7 @@ class Setting:
     updates: int
     warm: int = 2
     bf16: bool = False
+    rounding: str = "medium"  # of our products in float32; `highest`: exact, what a CPU without bfloat16 runs
     dropout: float = 0.1
     compile: bool = False
     backend: str = "inductor"  # of HF Trainer's compiler
@@ -125,7 +126,7 @@ def ours(documents: Sequence[Sequence[int]], setting: Setting) -> Measured:
         max_length=setting.length,
     )
     optimizer = torch.optim.AdamW(group_parameters(model, 0.01), lr=3e-4, fused=True)
-    precision = Precision("bfloat16", "highest") if setting.bf16 else Precision("float32", "medium")
+    precision = Precision("bfloat16", "highest") if setting.bf16 else Precision("float32", setting.rounding)
     stamps: list[tuple[float, int]] = []
 
     def stamp() -> bool:  # the update has waited for its loss: no other wait
@@ -171,7 +172,7 @@ def bare(documents: Sequence[Sequence[int]], setting: Setting, tuned: bool = Fal
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=tuned or None)
     if tuned:
         keep_pages(torch.device("cpu"))
-        torch.set_float32_matmul_precision("highest" if setting.bf16 else "medium")
+        torch.set_float32_matmul_precision("highest" if setting.bf16 else setting.rounding)
     forward, objective = Forward(model), CausalObjective()
     stamps = []
     for update in range(setting.warm + setting.updates):

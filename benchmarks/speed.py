@@ -82,11 +82,11 @@ def child(pipe: Any, name: str, documents: Ids, setting: Setting) -> None:
     pipe.send(arms()[name][1](documents, setting))
 
 
-def peak_of(pipe: Any, bf16: bool, clock: Callable[[], float]) -> None:
+def peak_of(pipe: Any, bf16: bool, rounding: str, clock: Callable[[], float]) -> None:
     """The best of ten products of 2048 x 2048, in FLOP/s, as this precision rounds them."""
     if clock is time.process_time:
         torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(rounding)
     keep_pages(torch.device("cpu"))
     matrix, seconds = torch.full((2048, 2048), 0.5, dtype=torch.bfloat16 if bf16 else torch.float32), []
     for _ in range(10):
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--updates", type=int, default=8, help="timed updates of an arm")
-    parser.add_argument("--precisions", default="tf32,bf16")
+    parser.add_argument("--precisions", default="tf32,bf16", help="also fp32, exact: of CPUs without bfloat16")
     parser.add_argument("--cpu", action="store_true", help="CPU seconds of one thread: on a machine that others use")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.md")
     arguments = parser.parse_args()
@@ -169,12 +169,12 @@ def main() -> None:
     corpora = dict(zip(("documents", "lines"), alone(encode, documents), strict=True))
     results, peaks = {}, {}
     for precision in arguments.precisions.split(","):
-        bf16 = precision == "bf16"
+        bf16, rounding = precision == "bf16", "highest" if precision == "fp32" else "medium"
         print(precision, flush=True)
         clock = time.process_time if arguments.cpu else time.perf_counter
-        setting = Setting(SIZE, 8192, 256, 16, arguments.updates, bf16=bf16, clock=clock)
+        setting = Setting(SIZE, 8192, 256, 16, arguments.updates, bf16=bf16, rounding=rounding, clock=clock)
         results[precision] = measure(corpora, setting, list(arms()), arguments.repeats)
-        peaks[precision] = alone(peak_of, bf16, clock)
+        peaks[precision] = alone(peak_of, bf16, rounding, clock)
     source = arguments.file.name if arguments.file else "built-in stories"
     text = report(results, peaks, corpora, source, "make bench" + " (CPU seconds of one thread)" * arguments.cpu)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
