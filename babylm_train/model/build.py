@@ -87,7 +87,11 @@ def _fill(
     sizes |= {name: dropout for name in RESIDUAL if name in known}
     if clash := (sizes.keys() | {"dtype"}) & getattr(config, "keywords", {}).keys():
         raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
-    return config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
+    built = config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
+    heads, shared = built.num_attention_heads, getattr(built, "num_key_value_heads", None) or 1
+    if heads % shared:
+        raise InputError(f"model.config.num_attention_heads={heads} is no multiple of num_key_value_heads={shared}")
+    return built
 
 
 def _attends_to_all(config: Any) -> bool:

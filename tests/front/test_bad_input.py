@@ -40,6 +40,7 @@ CONFIGURATIONS = {  # arguments: what the line names
     # what only the libraries know
     "model.config.n_head=7": "model: ",
     "model=modern_nano model.config.head_dim=false": "head_dim",
+    "model=modern_nano model.config.num_attention_heads=2": "num_key_value_heads=5",
     "+model.config.vocab_size=10": "model.config.vocab_size is not free",
     "objective=masked model=gpt2_nano": "objective: MaskedObjective needs an encoder",
     "~optimizer.fused ~optimizer.betas ~optimizer.eps optimizer._target_=torch.optim.Muon": "optimizer: Muon",
