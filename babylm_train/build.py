@@ -88,9 +88,8 @@ def build_parts(config: DictConfig) -> Parts:
     for group in list(Parts.__annotations__)[7:]:
         if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
             raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
-    values["decay_horizon"] = values.get("optimizer", {}).pop(
-        "decay_horizon", None
-    )  # of no torch class: see _build_optimizer
+    # of no torch class: see _build_optimizer
+    values["decay_horizon"] = values.get("optimizer", {}).pop("decay_horizon", None)
     return _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "")
 
 

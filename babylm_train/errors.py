@@ -110,6 +110,8 @@ def load_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # `tokenizers` raises nothing narrower
+        if is_memory_error(error):
+            raise
         raise InputError(f"{what} cannot be loaded: {(str(error).strip() or type(error).__name__)[:300]}") from error
 
 

@@ -88,7 +88,7 @@ def _fill(
     if clash := (sizes.keys() | {"dtype"}) & getattr(config, "keywords", {}).keys():
         raise InputError(f"model.config.{min(clash)} is not free: model, data and tokenizer set it")
     built = config(**sizes, **{f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")})
-    heads, shared = built.num_attention_heads, getattr(built, "num_key_value_heads", None) or 1
+    heads, shared = (getattr(built, f"num_{kind}_heads", None) or 1 for kind in ("attention", "key_value"))
     if heads % shared:
         raise InputError(f"model.config.num_attention_heads={heads} is no multiple of num_key_value_heads={shared}")
     return built
