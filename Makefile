@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench bench-gpu versus scale torture-studies processes ray lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench gpu versus scale torture-studies processes ray lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -72,7 +72,8 @@ compat: $(READY)  ## exports read by transformers 4.51.3, which the BabyLM 2025 
 bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
 	$(PY) benchmarks/speed.py $(TEXT)
 
-bench-gpu: .venv/.bench  ## speed on one GPU, three sizes, eager and compiled, beside HF Trainer
+gpu: .venv/.bench  ## on one GPU, in 9 minutes: the tests that need it, then speed at three sizes beside HF Trainer and a plain loop
+	$(PY) -m pytest -m gpu -n 4
 	$(PY) benchmarks/gpu.py
 
 versus: $(READY)  ## speed and memory of training against another checkout, in turn: BEFORE=FOLDER

@@ -181,7 +181,7 @@ def find_device(options: Any, local: int | None = None) -> torch.device:
         if device.type not in ("cpu", "cuda"):  # losses are added up in float64, which MPS has not
             raise InputError(f"trainer.device={options.device}: only cpu and cuda are supported")
         (torch.ones(1, device=device) + 1).item()  # a card that this torch has no kernels for shows here
-        if device.type == "cuda":
+        if device.index is not None:
             torch.cuda.set_device(device)  # what says `cuda` alone means this one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"trainer.device={options.device}: not available ({one_line(error)[:300]})") from error

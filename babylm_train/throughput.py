@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 # Numbers that a layer keeps for each token and unit of width: 17 in Korthikanti et al. 2022; autograd kept 20 (float32)
@@ -64,6 +65,15 @@ class Meter:
         begin = time.perf_counter()
         yield
         self.spent[on] += time.perf_counter() - begin
+
+    def wait_for(self, batches: Iterator[T]) -> Iterator[T]:
+        """What `batches` gives; the time that it takes is spent on `data`."""
+        while True:
+            with self.spend("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def read(self, tokens: int) -> dict[str, Any]:
         """The window's figures; the next begins. MFU against the peak, which is stated beside it."""

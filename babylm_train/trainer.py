@@ -114,9 +114,8 @@ class Trainer:
             self._log(self.curriculum.figures(state.epoch))
         self.model.train()
         set_mode(self.optimizer, "train")
-        for index in range(state.epoch_update, part.updates):
-            with self.meter.spend("data"):
-                batches = rows.micro_batches(index, options.batch_size, options.gradient_accumulation_steps)
+        updates = rows.updates(state.epoch_update, options.batch_size, options.gradient_accumulation_steps)
+        for index, batches in enumerate(self.meter.wait_for(updates), state.epoch_update):
             rate = float(self.scheduler.get_last_lr()[0])
             with self.processes.survive(self._save_and_stop):
                 _, norm = self.make_update(batches)

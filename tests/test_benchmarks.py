@@ -17,5 +17,5 @@ def test_gpu_table_tiny(monkeypatch):
         gpu.hf_trainer = gpu.ours
     text = gpu.main(["--tiny", "--updates", "3"])
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| tiny")]
-    assert len(rows) == 4
+    assert len(rows) == 7
     assert all(float(r[3].replace(",", "")) > 0 and r[4].strip().endswith("%") for r in rows)

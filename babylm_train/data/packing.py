@@ -7,6 +7,7 @@ the positions r * max_length ... (r + 1) * max_length.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -52,6 +53,14 @@ class PackedRows:
             epoch=self.part.epoch,
             first_row=first,
         )
+
+    def updates(self, first: int, micro_rows: int, micro_batches: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each update from `first` on; a thread makes the next ones while some are trained on."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self.micro_batches, first, micro_rows, micro_batches)
+            for index in range(first + 1, self.part.updates + 1):
+                ready, coming = coming, thread.submit(self.micro_batches, index, micro_rows, micro_batches)
+                yield ready.result()
 
     def micro_batches(self, index: int, micro_rows: int, micro_batches: int) -> list[Batch]:
         """The micro-batches of one update, of so many whole rows; the last update may have fewer, and a smaller one."""

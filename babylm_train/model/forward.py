@@ -101,8 +101,11 @@ def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> 
     loss = -(scores[positions, places] * valid).sum()
     if not grads:
         return (loss,)
-    scores = scores.exp_()
-    scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
+    if torch.compiler.is_compiling():  # one kernel with the softmax
+        scores = scores.exp() - (torch.arange(len(weight), device=targets.device) == places[:, None]).float()
+    else:
+        scores = scores.exp_()
+        scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
     slope = scores.mul_(valid[:, None]).to(hidden.dtype)
     by_hidden = slope @ weight
     if shrink(hidden.dtype) != 1:  # times 1 would be a copy of all logits
