@@ -18,11 +18,11 @@ coverage: $(READY)  ## the suite, and which lines of the package it runs in its 
 	$(PY) -m pytest -n 2 --dist worksteal -q --cov=babylm_train --cov-report=term-missing:skip-covered
 
 torture: $(READY)  ## 324 SIGKILLs and 50 preemptions of whole runs, each compared with one that nobody touched; 15 minutes
-	$(PY) tests/torture.py
-	$(PY) tests/fuzz.py
+	PYTHONPATH=tests $(PY) benchmarks/torture.py
+	PYTHONPATH=tests $(PY) benchmarks/fuzz.py
 
 fuzz: $(READY)  ## part of torture: 2 000 random configurations: each trains 2 steps or is refused
-	$(PY) tests/fuzz.py
+	PYTHONPATH=tests $(PY) benchmarks/fuzz.py
 
 stories: $(READY)  ## writes the built-in stories and their minimal pairs anew from corpora/hindi_stories; git diff shows a change
 	cd corpora && ../$(PY) -m hindi_stories

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
-# Numbers that a layer keeps for each token and unit of width: 17 in Korthikanti et al. 2022; autograd kept 20 (float32)
-# to 24 (bfloat16) in GPT-2 of 4 layers x 160, 30 to 41 in Qwen3. With 24, logits included, all are within 20 %.
+# Numbers that a layer keeps for each token and unit of width: 17 in Korthikanti et al. 2022. On an H200 GPT-2 kept 20,
+# and compiled 19, as did Qwen3 (bfloat16); on CPUs GPT-2 of 4 layers x 160 keeps 20 (float32) to 24, Qwen3 30 to 41.
 KEPT = 24
 
 
@@ -106,24 +106,33 @@ class Size:
 
 
 def size_of(
-    model: Any, optimizer: Optimizer, *, context: int, rows: int, activation_bytes: int, checkpointing: bool = False
+    model: Any,
+    optimizer: Optimizer,
+    *,
+    context: int,
+    rows: int,
+    activation_bytes: int,
+    checkpointing: bool = False,
+    logits: int | None = None,
 ) -> Size:
     """What a transformers model costs that `optimizer` trains in micro-batches of rows x context targets.
 
     Memory is an estimate: allocator, kernels and framework come on top. A layer keeps KEPT numbers until its backward
-    pass; under checkpointing its input alone, and one layer at a time. The logits are there twice in float32 (their
-    logarithms, and themselves or their gradient), and once in a 16-bit autocast type. `activation_bytes`: of a number
-    inside autocast, 2 or 4.
+    pass; under checkpointing its input alone, and one layer at a time. Logits are there twice in float32 (their
+    logarithms, and themselves or their gradient), and once in a 16-bit autocast type; `logits`: so many at once, None:
+    all. `activation_bytes`: of a number inside autocast, 2 or 4.
     """
     config, layer = model.config, KEPT * model.config.hidden_size
     numbers = config.num_hidden_layers * (config.hidden_size if checkpointing else layer) + layer * checkpointing
-    logits = config.vocab_size * (8 if activation_bytes == 4 else 8 + activation_bytes)
+    at_once = rows * context * config.vocab_size
+    at_once = at_once if logits is None else min(at_once, logits)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     memory = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": _state_bytes(optimizer),
-        "activations": rows * context * (numbers * activation_bytes + logits),
+        "activations": rows * context * numbers * activation_bytes
+        + at_once * (8 if activation_bytes == 4 else 8 + activation_bytes),
     }
     return Size(parameters, flops_per_token(model, context), {**memory, "total": sum(memory.values())})
 

@@ -38,6 +38,10 @@ class Forward:
         """The model's head."""
         return self.model.get_output_embeddings()
 
+    def logits_at_once(self) -> int | None:
+        """How many of them are in memory together; None: all of a micro-batch."""
+        return LOGITS.get(self.model.device.type, LOGITS["other"]) if self.linear_head else None
+
     def sum_loss(self, input_ids: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """Summed cross-entropy of the head on `targets`, for a model whose `linear_head` is true."""
         rows = len(input_ids)

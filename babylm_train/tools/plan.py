@@ -262,6 +262,7 @@ def plan_run(run: Run) -> Plan:
         rows=options.batch_size,
         activation_bytes=trainer.precision.inside.itemsize,
         checkpointing=options.gradient_checkpointing,
+        logits=trainer.forward.logits_at_once(),
     )
     rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
     plan = make_plan(trainer.curriculum, rates, split.word_starts, size)

@@ -35,8 +35,10 @@ OFTEN = {"model": [*SIZES], "data": ["stories", "hub", *["text"] * 8], "logger":
 WHOLE = [0, 1, 2, 3, 7, 64, 1000, -1, 10**6, 2**31, 2**63, 10**30]
 REAL = [0.0, 0.5, 1.0, 1e-8, 1e8, -0.5, "nan", "inf", "-inf", "1e400", "1e-400", 1.5]
 STRANGE = [
-    "null", "''", "true", "False", "[]", "[1]", "[a,1]", "{}", "{a:1}", "x", "'a b'", "राम", "'\t'", "'\x1b[0m'", "a" * 300,
-    "${seed}", "${nothing}", "${oc.env:HOME}", "???", "../x", "/dev/null", "/", ".", "'%s'", "{_target_:os.abort}", "\\", "1,2",
+    "null", "''", "true", "False", "[]", "[1]", "[a,1]", "{}", "{a:1}", "x", "'a b'", "राम", "'\t'", "'\x1b[0m'",
+    "a" * 300, "${seed}", "${nothing}", "${oc.env:HOME}", "???", "../x", "/dev/null", "/", ".", "'%s'",
+    "{_target_:os.abort}",
+    "\\", "1,2",
 ]  # fmt: skip
 # keys that may well ask for minutes: a compiler, a download, a process of W&B's
 SKIPPED = {"trainer.compile", "data.cache_dir", "logger.timeout", "model.config.n_embd"}
@@ -134,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "benchmarks/results/fuzz.txt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/fuzz.txt")
     options = parser.parse_args()
     import_all()
     resource.setrlimit(resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + MEMORY,) * 2)
@@ -143,7 +145,8 @@ def main() -> None:
         codes, faults = run_campaign(options.count, options.seed, Path(root))
     named = {0: "trained", 2: "refused", 3: "diverged", 5: "did not fit"}
     ends = ", ".join(f"{codes[code]} {end}" for code, end in named.items())
-    line = f"{options.count} configurations (seed {options.seed}): {ends}; {faults} faults; {time.monotonic() - began:.0f} s"
+    line = f"{options.count} configurations (seed {options.seed}): {ends}; {faults} faults; "
+    line += f"{time.monotonic() - began:.0f} s"
     print(line)
     options.out.write_text(line + "\n", encoding="utf8")
     sys.exit(bool(faults))

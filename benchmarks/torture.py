@@ -39,8 +39,8 @@ import_all()
 torch.set_num_threads(1)
 
 SMALL = (
-    "model.dropout=0.1 data.words=1500 data.max_length=16 tokenizer.vocab_size=300 trainer.batch_size=2 trainer.max_steps=24 "
-    "trainer.epochs=3 trainer.save_every=4 trainer.eval_every=6 trainer.log_every=1 logger=none"
+    "model.dropout=0.1 data.words=1500 data.max_length=16 tokenizer.vocab_size=300 trainer.batch_size=2 "
+    "trainer.max_steps=24 trainer.epochs=3 trainer.save_every=4 trainer.eval_every=6 trainer.log_every=1 logger=none"
 )
 CURRICULA = {
     "none": "curriculum/strategy=none",
@@ -88,7 +88,7 @@ class Command(Run):
 
 
 def preempt(root: Path, number: int, name: str, rng: random.Random) -> tuple[int, float, int]:
-    """One SIGTERM, SIGUSR1 or SIGINT while the run reads, trains or exports: exit code, seconds to it, updates done again."""
+    """A SIGTERM, SIGUSR1 or SIGINT while the run reads, trains or exports: exit code, seconds, updates done again."""
     run = Command(root, f"preempted-{number}", name)
     child = run.start()
     child.wait_until(lambda: "corpus: " in child.out)
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"kills": 324, "preemptions": 50, "damages": 7000, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "benchmarks/results/torture.txt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/torture.txt")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="torture-", dir=MEMORY_FOLDER))
     rng, began = random.Random(options.seed), time.monotonic()
