@@ -105,7 +105,7 @@ class StudyLauncher:
         varying = [word for word in words if word not in self.config.hydra.overrides.task] or words
         digest = config_hash(config)
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.id, config.hydra.job.num = str(number), number
             config.hydra.overrides.task = varying  # what a run is named for
             directory = study / str(config.hydra.sweep.subdir)
             config.hydra.overrides.task = words

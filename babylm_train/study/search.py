@@ -73,7 +73,8 @@ def read_trials(path: Path, runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, An
     """A search's trials as a table, the best first; optuna's best; a note. Raises InputError: damaged or empty."""
     with open_database(path) as optuna:
         storage, rows = optuna.storages.RDBStorage(f"sqlite:///{path}"), []
-        study = optuna.load_study(optuna.get_all_study_summaries(storage)[-1].study_name, storage)
+        name = optuna.get_all_study_summaries(storage)[-1].study_name
+        study = optuna.load_study(study_name=name, storage=storage)
         for trial in study.trials:
             words = {f"{key}={value}" for key, value in trial.params.items()}
             run = next((run for run in runs if words and words <= {*run.words, f"seed={run.seed}"}), None)
