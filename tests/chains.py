@@ -81,12 +81,11 @@ def chain(run: Run, control: Run, rng: random.Random) -> tuple[Counter[str], lis
     """Three kills of one run, one of each kind, and the run that goes to the end; (kills by kind, what differs)."""
     kills: Counter[str] = Counter()
     for kind in KINDS:
-        while not kills[kind]:
-            kills[kind] += kill(run, kind, rng, control.outcome()[1])
-            if not kills[kind]:  # it had ended: it must be right, and the kill hits another one
-                if differs := run.differs(control):
-                    return kills, differs
-                shutil.rmtree(run.directory)
+        while not kill(run, kind, rng, control.outcome()[1]):
+            if differs := run.differs(control):  # it had ended: it must be right, and the kill hits another one
+                return kills, differs
+            shutil.rmtree(run.directory)
+        kills[kind] += 1
     run.finish()
     if not (differs := run.differs(control)):
         shutil.rmtree(run.directory)

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ FAULTS = (KILL, "ENOSPC", "EIO")
 GROWING = ("open", "write", "fsync", "link")  # what a full disk refuses; it still renames and removes
 
 
-class Failpoints:
+class Failpoints(contextlib.ExitStack):
     """Counts the steps below `folder` in `steps`; the step number `at` (from 0) meets `fault`.
 
     SIGKILL ends this process at once. ENOSPC is met by every later step that needs room, EIO by every later step: a
@@ -27,18 +28,15 @@ class Failpoints:
     """
 
     def __init__(self, folder: Path, at: int | None = None, fault: str | None = None) -> None:
+        super().__init__()
         self.folder, self.at, self.fault = str(Path(folder).resolve()), at, fault
         self.steps: list[str] = []
 
     def __enter__(self) -> Failpoints:
-        self.real_open, self.patches = io.open, contextlib.ExitStack()
         for name in ("fsync", "rename", "replace", "link", "unlink"):
-            self.patches.enter_context(mock.patch.object(os, name, self._guarded(name, getattr(os, name))))
-        self.patches.enter_context(mock.patch.object(io, "open", self._open))
+            self.enter_context(mock.patch.object(os, name, partial(self._call, name, getattr(os, name))))
+        self.enter_context(mock.patch.object(io, "open", partial(self._open, io.open)))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.patches.close()
 
     def reach(self, step: str, path: str) -> None:
         """A step is about to be taken (a write: is half done)."""
@@ -54,39 +52,23 @@ class Failpoints:
             code = getattr(errno, str(self.fault))
             raise OSError(code, os.strerror(code), path)
 
-    def _guarded(self, name: str, call: Any) -> Any:
-        def guarded(what: Any, *rest: Any, **more: Any) -> Any:
-            target = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else rest[0] if rest else what
-            self.reach(name, os.fspath(target))
-            return call(what, *rest, **more)
+    def _call(self, name: str, call: Any, what: Any, *rest: Any, **more: Any) -> Any:
+        target = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else rest[0] if rest else what
+        self.reach(name, os.fspath(target))
+        return call(what, *rest, **more)
 
-        return guarded
-
-    def _open(self, path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+    def _open(self, real: Any, path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
         if isinstance(path, int) or not set(mode) & set("wax+"):
-            return self.real_open(path, mode, *rest, **more)
+            return real(path, mode, *rest, **more)
         self.reach("open", os.fspath(path))
-        return _File(self, self.real_open(path, mode, *rest, **more), os.fspath(path))
+        file = real(path, mode, *rest, **more)
+        file.write = partial(self._write, file, file.write, os.fspath(path))
+        return file
 
-
-class _File:
-    """A file whose writes come in two halves."""
-
-    def __init__(self, points: Failpoints, file: Any, path: str) -> None:
-        self._points, self._file, self._path = points, file, path
-
-    def write(self, data: Any) -> int:
+    def _write(self, file: Any, write: Any, path: str, data: Any) -> int:
+        """In two halves."""
         half = len(data) // 2
-        self._file.write(data[:half])
-        self._file.flush()
-        self._points.reach("write", self._path)
-        return half + self._file.write(data[half:])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        write(data[:half])
+        file.flush()
+        self.reach("write", path)
+        return half + write(data[half:])

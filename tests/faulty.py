@@ -20,9 +20,7 @@ FOREVER = 1000
 
 
 class Faulty(CausalObjective):
-    """What `job` does at its first batch: 1 raises, 2 calls os._exit, 3 is killed, 4 makes a NaN; else nothing. While the
-    file that SLOW names is there, a batch takes a second.
-    """
+    """Job 1 raises, 2 leaves, 3 dies, 4 makes a NaN. While the file that SLOW names is there, a batch takes a second."""
 
     def __init__(self, job: int) -> None:
         self.job = job
@@ -44,8 +42,7 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 def finishes(directory: Path, loss: float = 1.5) -> None:
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    values = {"status": "finished", "config_hash": "h", "val_loss": loss, "gpus": gpus}
+    values = {"status": "finished", "config_hash": "h", "val_loss": loss, "gpus": os.getenv("CUDA_VISIBLE_DEVICES")}
     (directory / "result.json").write_text(json.dumps(values))
 
 

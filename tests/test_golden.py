@@ -1,7 +1,5 @@
 """The golden runs give what they gave: to the bit on the kind of machine that froze them, to rounding on any other."""
 
-import json
-
 import golden
 import pytest
 from forked import import_all
@@ -12,7 +10,7 @@ ROUNDED = ("bf16", "tf32", "fp16")  # whose products differ between processors
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_golden_run(name, tmp_path):
     import_all()
-    frozen = json.loads(golden.VALUES.read_text(encoding="utf8"))
+    frozen = golden.read()
     found, before = golden.measure(name, tmp_path), frozen["runs"][name]
     if frozen["machine"] == golden.machine():
         assert found == before

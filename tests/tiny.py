@@ -103,10 +103,8 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
         "optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
         "scheduler": partial(schedule, name="linear"),
         "dropout": 0.1,
-        "should_stop": lambda: False,
         "logger": NoLogger(),
         "identity": {},
-        "scores": None,
         "objective": CausalObjective(),
         "device": "cpu",
         "processes": ALONE,
@@ -115,20 +113,15 @@ def tiny_trainer(directory: Path, **changes) -> Trainer:
     plain = {"epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2, "log_every": 2}
     options = TrainerOptions(**plain | changes)
     train, validation = random_split(40, 1), random_split(10, 2)
-    targets = options.batch_size * options.gradient_accumulation_steps * LENGTH
-    sizes = {
-        "epochs": options.epochs,
-        "max_steps": options.max_steps,
-        "targets_per_update": targets,
-        "max_length": LENGTH,
-    }
-    scores = train.words.astype(float) if parts["scores"] is None else parts["scores"]
+    update = options.batch_size * options.gradient_accumulation_steps * LENGTH
+    sizes = {"epochs": options.epochs, "max_steps": options.max_steps, "targets_per_update": update}
     manager = CurriculumTrainingManager(parts["strategy"], parts["schedule"], pacing=parts["pacing"])
-    curriculum = manager.begin(scores, train.words, np.diff(train.offsets), **sizes)
+    scores = train.words.astype(float)
+    curriculum = manager.begin(scores, train.words, np.diff(train.offsets), max_length=LENGTH, **sizes)
     torch.manual_seed(0)
     model = tiny_model(parts["dropout"]).to(parts["device"])
     optimizer = parts["optimizer"](model.parameters())
     scheduler = parts["scheduler"](optimizer, curriculum.total_updates)
     made = (model, parts["objective"], optimizer, scheduler, parts["precision"], curriculum, train, validation, LENGTH)
-    more = {name: parts[name] for name in ("identity", "should_stop", "processes")}
-    return Trainer(*made, options, directory, parts["logger"], **more)
+    more = {name: parts[name] for name in ("logger", "identity", "processes")}
+    return Trainer(*made, options, directory, **more)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from babylm_train.data import tokenizer as own
 from babylm_train.data import tokens
-from babylm_train.data.corpus import Corpus, CorpusOptions, load_corpus, normal
+from babylm_train.data.corpus import CorpusOptions, load_corpus, normal
 from babylm_train.data.tokenizer import BPE, Byte, Character, Pretrained, Unigram, WordPiece
 from babylm_train.data.tokens import TokenizedSplit, tokenize
 from babylm_train.errors import InputError
@@ -39,14 +39,11 @@ HINDI = st.lists(ANY | st.sampled_from("\u200c\u200d"), max_size=30).map(
 HARD = ["<eos>", "<unk> <pad>", "▁ ▁क", "Ġ Ċ", "##घर ## #", "क़ ख़ 漢字", "😀😀 😀", "् ि", "a\nb c", "x" * 1200]
 
 
-def corpus(tmp_path: Path, texts=TEXTS) -> Corpus:
-    options = CorpusOptions(validation_share=0.5, seed=0, max_length=8, cache_dir=str(tmp_path))
-    return load_corpus(options, iter, texts, ["राम वन।"], identity={"texts": list(texts)})
-
-
-def encode(tmp_path: Path, texts, tokenizer) -> TokenizedSplit:
+def encode(tmp_path: Path, texts: list[str], tokenizer) -> TokenizedSplit:
     """The tokens of `texts`, whose words add up in every document."""
-    made = tokenize(corpus(tmp_path, texts).train, tokenizer, cache_dir=tmp_path)
+    options = CorpusOptions(validation_share=0.5, seed=0, max_length=8, cache_dir=str(tmp_path))
+    corpus = load_corpus(options, iter, texts, ["राम वन।"], identity={"texts": texts})
+    made = tokenize(corpus.train, tokenizer, cache_dir=tmp_path)
     sums = np.add.reduceat(made.word_starts, made.offsets[:-1], dtype=np.int64)
     assert sums.tolist() == [len(text.split()) for text in texts]
     return made

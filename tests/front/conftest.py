@@ -29,8 +29,7 @@ def run(tmp_path, monkeypatch, capsys, cache) -> Callable[..., tuple[int, str, s
             cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return code, *capsys.readouterr()
 
     return call
 

@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,24 +12,22 @@ from forked import SMALL as FORKED
 from forked import command
 
 from babylm_train import cli
-from babylm_train.config import check_command_line, open_conf, read_overrides
+from babylm_train.config import check_command_line
 
-ROOT = Path(__file__).parents[2]
 SMALL = [small for small in FORKED if not small.startswith(("hydra", "data.cache"))] + ["data.words=1500"]
-LONG = [small for small in FORKED if "max_steps" not in small] + ["data.words=3000", "trainer.max_steps=2000"]
 
-VALUES = {  # as typed: as read; a list of values is a sweep
-    "brackets [v2]/*.txt": "brackets [v2]/*.txt",
-    "हिन्दी पाठ/क (1).txt": "हिन्दी पाठ/क (1).txt",
-    "[हिन्दी.txt, मराठी.txt]": ["हिन्दी.txt", "मराठी.txt"],
-    "'हिन्दी, मराठी.txt'": "हिन्दी, मराठी.txt",
-    "a;b&c|d#e!f<g>@h+i:j%.txt": "a;b&c|d#e!f<g>@h+i:j%.txt",
-    "": "",
-    "null": None,
-    "None": None,
-    "1e-3": 0.001,
-}
-SWEEPS = {
+FILES = (" lead.txt", "trail.txt ", "a,b.txt")  # the name of one that is there is taken as it stands
+TYPED = {  # as typed: as each job of the sweep, or the one run, has it
+    **{name: [name] for name in FILES},
+    "brackets [v2]/*.txt": ["brackets [v2]/*.txt"],
+    "हिन्दी पाठ/क (1).txt": ["हिन्दी पाठ/क (1).txt"],
+    "[हिन्दी.txt, मराठी.txt]": [["हिन्दी.txt", "मराठी.txt"]],
+    "'हिन्दी, मराठी.txt'": ["हिन्दी, मराठी.txt"],
+    "a;b&c|d#e!f<g>@h+i:j%.txt": ["a;b&c|d#e!f<g>@h+i:j%.txt"],
+    "": [""],
+    "null": [None],
+    "None": [None],
+    "1e-3": [0.001],
     "'हिन्दी.txt','मराठी.txt'": ["हिन्दी.txt", "मराठी.txt"],
     "[हिन्दी.txt],[मराठी.txt,x]": [["हिन्दी.txt"], ["मराठी.txt", "x"]],
     "1,two,3.5": [1, "two", 3.5],
@@ -39,26 +35,13 @@ SWEEPS = {
 FOLDERS = ["a [1],b", "घर का", "d'e", 'f"g', "f=g", "config dir (v2)", "r{s}", "$u;x:y"]
 
 
-@pytest.mark.parametrize("text", VALUES)
-def test_a_value_is_what_was_typed(text):
-    with open_conf():
-        (override,) = read_overrides([f"data.train={text}"])
-        assert override.value() == VALUES[text]
-        assert read_overrides([str(override.input_line)])[0].value() == VALUES[text]  # as Hydra reads it again
-
-
-def test_what_names_a_file_is_taken_as_it_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", TYPED)
+def test_a_value_is_what_was_typed(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
-    for name in (" lead.txt", "trail.txt ", "a,b.txt"):
+    for name in FILES:
         (tmp_path / name).touch()
-        with open_conf():
-            assert read_overrides([f"data.train={name}"])[0].value() == name
-
-
-@pytest.mark.parametrize("text", SWEEPS)
-def test_a_sweep_is_of_what_was_typed(text):
     jobs = check_command_line(["data=text", f"data.train={text}"])
-    assert [job.data.train for job in jobs] == SWEEPS[text]
+    assert [job.data.train for job in jobs] == TYPED[text]
 
 
 def test_folders_of_any_name(tmp_path, monkeypatch):
@@ -102,23 +85,16 @@ def test_a_run_keeps_its_name_in_whatever_words_it_is_asked_for(run, tmp_path):
     assert "seed=1" in yaml.safe_load((folder / "overrides.yaml").read_text())
 
 
-def wait_for(child, path: Path, lines: int) -> None:
-    until = time.monotonic() + 120
-    while child.poll() is None and time.monotonic() < until:
-        if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            return
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_stopped_by_a_signal_it_saves_and_goes_on_exactly(tmp_path, number, code):
-    given = [*(small for small in LONG if not small.startswith(("hydra", "trainer.max_steps"))), "trainer.max_steps=60"]
-    stopped = command([*given, "hydra.run.dir=a"], tmp_path, tmp_path / "said")
-    wait_for(stopped, tmp_path / "a/metrics.jsonl", 2)
+@pytest.mark.parametrize(("number", "code", "epochs"), [(signal.SIGUSR1, 75, 20), (signal.SIGINT, 130, 1)])
+def test_stopped_by_a_signal_it_saves_and_goes_on_exactly(tmp_path, number, code, epochs):
+    """In its second epoch of 10 updates, or before it has saved anything."""
+    given = [small for small in SMALL if "max_steps" not in small] + ["data.cache_dir=cache", "trainer.log_every=1"]
+    given += ["trainer.max_steps=200", f"trainer.epochs={epochs}"]
+    stopped, metrics = command([*given, "hydra.run.dir=a"], tmp_path, tmp_path / "said"), tmp_path / "a/metrics.jsonl"
+    stopped.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 14)
     stopped.send(number)
     assert stopped.wait(60) == code, stopped.err
     assert len(stopped.err.splitlines()) == 1
-    assert list((tmp_path / "a/checkpoints").glob("*.pt"))
     assert json.loads((tmp_path / "a/result.json").read_text())["status"] == "preempted"
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     for more in (["hydra.run.dir=b", "resume=a"], ["hydra.run.dir=c"], ["hydra.run.dir=d"]):

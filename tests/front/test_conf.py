@@ -7,6 +7,7 @@ from forked import SMALL
 
 from babylm_train.build import build_parts, rehearse
 from babylm_train.config import CONF, check_command_line
+from babylm_train.data.tokenizer import BPE
 
 OPTIONS = [
     f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
@@ -25,8 +26,6 @@ TINY = [small for small in SMALL if not small.startswith(("data.cache", "hydra")
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder with a text corpus and a tokenizer."""
-    from babylm_train.data.tokenizer import BPE
-
     folder = tmp_path_factory.mktemp("workplace")
     texts = [f"राम {i} घर गया और सीता वन गई ।" for i in range(300)]
     (folder / "dataset").mkdir()

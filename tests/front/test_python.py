@@ -58,16 +58,10 @@ class StopOnce(Callback):
 def test_the_recipe_is_stopped_and_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
     """experiment=best with a running mean: Muon's state, the decay of its horizon and the mean are all saved."""
     monkeypatch.chdir(tmp_path)
-    sizes = {
-        "num_hidden_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    best = ["experiment=best", "scale=nano", *(f"model.config.{key}={value}" for key, value in sizes.items())]
-    best += ["model.config.intermediate_size=16", "trainer.average.half_life=0.5", "size.vocab_size=300", *SMALL[-5:]]
-    best[-2:-2] = ["trainer.max_steps=8", "trainer.batch_size=2"]
+    sizes = "num_hidden_layers=1 hidden_size=16 num_attention_heads=2 num_key_value_heads=2 head_dim=8"
+    best = ["experiment=best", "scale=nano", *(f"model.config.{size}" for size in sizes.split()), *SMALL[-5:]]
+    best += ["model.config.intermediate_size=16", "trainer.average.half_life=0.5", "size.vocab_size=300"]
+    best += ["trainer.max_steps=8", "trainer.batch_size=2"]
     whole = run([*best, "study=whole"])
     with pytest.raises(PreemptedError):
         run([*best, "study=stopped"], callbacks=[StopOnce()])

@@ -1,11 +1,8 @@
-"""Configurations that strangers hand on: a canary that any of them could fire stays silent, a secret stays unwritten."""
-
-import sys
+"""Configurations of strangers: a canary that any of them could fire stays silent, a secret stays unwritten."""
 
 import pytest
 from forked import SMALL, command
 
-from babylm_train import cli
 from babylm_train.build import build_parts
 from babylm_train.config import check_command_line
 from babylm_train.errors import InputError
@@ -54,13 +51,12 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "evil.py").write_text("open('canary', 'w'); stream = None\n")
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "theirs/experiment").mkdir(parents=True)
-    (tmp_path / "theirs/hydra/hydra_logging").mkdir(parents=True)
+    for group in ("experiment", "optimizer", "hydra/hydra_logging"):
+        (tmp_path / "theirs" / group).mkdir(parents=True)
     (tmp_path / "theirs/hydra/hydra_logging/theirs.yaml").write_text(f"handlers: {{x: {LOGGING}}}\n")
     yield tmp_path
     assert not (tmp_path / "canary").exists()
-    assert {path.name for path in tmp_path.iterdir()} <= {"evil.py", "precious", "theirs", "__pycache__"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"evil.py", "theirs", "__pycache__"}
 
 
 @pytest.mark.parametrize("target", CALLS)
@@ -85,13 +81,12 @@ def test_an_experiment_may_set_its_groups_and_its_sweep(hostile):
         build_parts(config)
 
 
-def test_other_ways_for_a_file_to_come_in(hostile, monkeypatch, capsys):
+def test_other_ways_for_a_file_to_come_in(hostile, refused):
     """By hydra.searchpath, as the primary configuration, as a package of another group, or for --config-path."""
     evil = f"hydra: {{job_logging: {{handlers: {{x: {LOGGING}}}}}}}\n"
     (hostile / "theirs/experiment/x.yaml").write_text(f"# @package _global_\n{evil}")
     (hostile / "theirs/primary.yaml").write_text(f"defaults: [config, _self_]\n{evil}")
     (hostile / "theirs/searching.yaml").write_text("defaults: [config, _self_]\nhydra: {searchpath: ['pkg://evil']}\n")
-    (hostile / "theirs/optimizer").mkdir()
     (hostile / "theirs/optimizer/x.yaml").write_text(f"# @package hydra.job_logging.handlers.x\n{LOGGING}\n")
     for given in (
         ["experiment=x", f"hydra.searchpath=[file://{hostile}/theirs]"],
@@ -100,11 +95,7 @@ def test_other_ways_for_a_file_to_come_in(hostile, monkeypatch, capsys):
         ["--config-dir", "theirs", "optimizer=x"],
         ["--config-path", "theirs", "--config-name", "primary"],
     ):
-        monkeypatch.setattr(sys, "argv", ["babylm-train", *given])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr().err
-        assert (end.value.code, len(said.splitlines())) == (2, 1), said
+        refused(*given)
 
 
 def test_a_secret_of_the_environment_is_in_no_file(tmp_path):

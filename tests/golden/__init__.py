@@ -53,25 +53,9 @@ RUNS = {
     "trainer.early_stopping.min_delta=0.2",
 }
 KEPT = (
-    "status",
-    "stopped_early",
-    "updates",
-    "planned_updates",
-    "best_update",
-    "tokens",
-    "words",
-    "train_loss",
-    "val_loss",
-)
-KEPT += (
-    "bits_per_byte",
-    "pseudo_bits_per_byte",
-    "perplexity",
-    "pseudo_perplexity",
-    "parameters",
-    "exposures",
-    "samples",
-)
+    "status", "stopped_early", "updates", "planned_updates", "best_update", "tokens", "words", "train_loss", "val_loss",
+    "bits_per_byte", "pseudo_bits_per_byte", "perplexity", "pseudo_perplexity", "parameters", "exposures", "samples",
+)  # fmt: skip
 
 
 def machine() -> str:
@@ -117,7 +101,8 @@ def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    return json.loads(VALUES.read_text(encoding="utf8"))["runs"]
+    """What write() froze: commit, machine and runs."""
+    return json.loads(VALUES.read_text(encoding="utf8"))
 
 
 def write(runs: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from golden import RUNS, VALUES, measure, moved, read, write
 
-values, before = {}, read() if VALUES.exists() else {}
+values, before = {}, read()["runs"] if VALUES.exists() else {}
 for name in RUNS:
     with tempfile.TemporaryDirectory() as folder:
         values[name] = measure(name, Path(folder))

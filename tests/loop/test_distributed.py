@@ -109,40 +109,32 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, worlds, stops)
         assert all(last[0]["model"][name].equal(last[1]["model"][name]) for name in last[0]["model"])
 
 
-def start(tmp_path: Path, world: int, *arguments: str) -> list[Child]:
+def start_two(tmp_path: Path, *arguments: str) -> list[Child]:
     import_all()
     line = [*SMALL, "distributed=ddp", "model.dropout=0.1", "data.words=3000", *arguments]
-    return [command(line, tmp_path, tmp_path / f"said-{p['RANK']}", **p, OMP_NUM_THREADS="1") for p in places(world)]
-
-
-def test_the_command_line_trains_with_two_processes_and_one_of_them_writes(tmp_path):
-    main, other = start(tmp_path, 2)
-    assert (main.wait(), other.wait()) == (0, 0), (main.err, other.err)
-    assert "bits_per_byte" in main.out
-    assert other.out == ""
-    assert json.loads((tmp_path / "out/result.json").read_text())["updates"] == 2
-    main, other = start(tmp_path, 2)
-    assert (main.wait(), other.wait()) == (0, 0)
-    assert "finished already" in main.out
+    return [command(line, tmp_path, tmp_path / f"said-{p['RANK']}", **p, OMP_NUM_THREADS="1") for p in places(2)]
 
 
 def test_where_a_process_dies_the_others_save_and_end_and_all_go_on(tmp_path):
+    """One of them writes. Once the run has finished, the same command says so."""
     arguments = ("trainer.max_steps=400", "trainer.log_every=1", "trainer.epochs=1", "trainer.batch_size=2")
-    main, other = start(tmp_path, 2, *arguments)
+    main, other = start_two(tmp_path, *arguments)
     log = tmp_path / "out/metrics.jsonl"
     main.wait_until(lambda: log.exists() and len(log.read_bytes().splitlines()) > 5)
     other.send(signal.SIGKILL)
     assert (main.wait(), other.wait()) == (75, -signal.SIGKILL), main.err
     saved = Checkpoints(tmp_path / "out/checkpoints", 2).newest()
-    assert saved is not None
     assert saved[1]["state"]["updates"] >= 4
-    arguments = ("trainer.max_steps=400", *arguments[1:])
-    main, other = start(tmp_path, 2, *arguments)
-    assert (main.wait(), other.wait()) == (0, 0), main.err
-    assert f"resumed at update {saved[1]['state']['updates']} of 400" in main.out
+    resumed = f"resumed at update {saved[1]['state']['updates']} of 400"
+    for said in ([resumed, "bits_per_byte"], ["finished already"]):
+        main, other = start_two(tmp_path, *arguments)
+        assert (main.wait(), other.wait()) == (0, 0), (main.err, other.err)
+        assert all(text in main.out for text in said)
+        assert other.out == ""
+        assert json.loads((tmp_path / "out/result.json").read_text())["updates"] == 400
 
 
-def test_processes_that_were_not_asked_for_or_are_missing_are_refused(tmp_path, monkeypatch):
+def test_processes_that_were_not_asked_for_or_are_missing_are_refused(tmp_path):
     import_all()
     alone = command([*SMALL, "distributed=ddp"], tmp_path, tmp_path / "a")
     several = command([*SMALL], tmp_path, tmp_path / "b", **places(2)[0])

@@ -10,18 +10,12 @@ from tiny import model_of
 from babylm_train import muon, throughput
 from babylm_train.optim import Precision, RunningAverage, group_parameters, schedule, set_decay_horizon
 from babylm_train.options import Average
-from babylm_train.tools.plan import list_groups
+from babylm_train.tools.plan import list_groups, list_rates
 
 
 def rates(name, total: int, **options) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = schedule(optimizer, total, name, **options)
-    values = []
-    for _ in range(total):
-        values.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    return [*values, scheduler.get_last_lr()[0]]
+    return list_rates(schedule(optimizer, total, name, **options), total)
 
 
 def test_rates_by_hand():
@@ -51,20 +45,16 @@ def test_norms_biases_and_embeddings_get_no_decay_unless_asked():
 
 def test_the_decay_of_a_horizon_by_hand():
     """At a rate of 0.01, 50 updates a pass and 2 passes, 1 / (0.01 x 50 x 2) = 1; what is not decayed stays so."""
-    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
-    groups = [
-        {"params": [weights[0]]},
-        {"params": [weights[1]], "lr": 0.04},
-        {"params": [weights[2]], "weight_decay": 0.0},
-    ]
+    own = ({}, {"lr": 0.04}, {"weight_decay": 0.0})
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], **options} for options in own]
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     set_decay_horizon(optimizer, horizon=2, updates_per_pass=50)
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.25, 0.0])
     assert [group.horizon for group in list_groups(optimizer, 50)] == [pytest.approx(2), pytest.approx(2), None]
 
 
-def in_muons_hands(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
+def in_muons_hands(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     for weight in weights:
         weight.grad = torch.randn(weight.shape, generator=generator)
@@ -81,11 +71,9 @@ def test_muon_moves_matrices_as_torchs_muon_and_the_rest_as_adamw(bf16, monkeypa
     matrices = torch.optim.Muon(theirs[:4], lr=0.02, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
     rest = torch.optim.AdamW(theirs[4:], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for _ in range(3):
-        ours.step()
-        matrices.step()
-        rest.step()
-    for weight, other in zip(mine[:4], theirs[:4], strict=True):
-        torch.testing.assert_close(weight, other, rtol=0, atol=0.004)  # of torch's bfloat16; a step is about 0.02
+        for optimizer in (ours, matrices, rest):
+            optimizer.step()
+    torch.testing.assert_close(mine[:4], theirs[:4], rtol=0, atol=0.004)  # of torch's bfloat16; a step is about 0.02
     assert torch.equal(mine[4], theirs[4])
 
 

@@ -3,15 +3,18 @@
 import copy
 import functools
 import math
-import random
+from contextlib import nullcontext
 from functools import partial
+from itertools import cycle
 
-import numpy as np
 import pytest
 import torch
-from tiny import LENGTH, VOCABULARY, Tokenizer, hybrid
+from hydra.utils import instantiate
+from tiny import LENGTH, VOCABULARY, Tokenizer, hybrid, packed
+from transformers import set_seed
 
 from babylm_train.checkpoint import BEST
+from babylm_train.config import CONF, check_command_line
 from babylm_train.errors import DivergedError, InputError, PreemptedError
 from babylm_train.evaluation.loss import summarise
 from babylm_train.muon import Muon
@@ -19,20 +22,10 @@ from babylm_train.objective import CausalObjective, ReplacedObjective
 from babylm_train.optim import Precision, schedule
 from babylm_train.options import Average, EarlyStopping
 from babylm_train.runner import find_start, restore
-from babylm_train.state import IGNORE, Batch
+from babylm_train.state import IGNORE
 
 CONSTANT = partial(schedule, name="constant")
 SCALED = partial(Precision, "float32", "highest", True)
-
-
-def batch_of(rows: int, valid: list[int], seed: int) -> Batch:
-    """Random rows of which row i has valid[i] targets."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
-    targets = torch.randint(3, VOCABULARY, (rows, LENGTH), generator=generator)
-    for row, count in enumerate(valid):
-        targets[row, count:] = IGNORE
-    return Batch(inputs, targets, torch.arange(LENGTH).expand(rows, -1), tokens=sum(valid), words=sum(valid))
 
 
 def muon(parameters) -> Muon:
@@ -48,7 +41,7 @@ def replacing() -> ReplacedObjective:
 def test_an_average_is_what_is_evaluated_and_changes_no_update(make_trainer):
     plain, averaged = make_trainer("plain"), make_trainer("averaged", average=Average(last=0.5))
     for trainer in (plain, averaged):
-        seed_all(7)
+        set_seed(7)
         trainer.train()
     assert same(plain.model.state_dict().values(), averaged.model.state_dict().values())
     assert averaged.state.raw_bits_per_byte == plain.state.raw_bits_per_byte
@@ -60,10 +53,9 @@ def test_an_average_is_what_is_evaluated_and_changes_no_update(make_trainer):
 
 def test_the_update_is_the_mean_over_valid_targets(make_trainer):
     """Independent gradient: torch's own mean cross-entropy over the valid targets of all rows at once."""
-    batches = [batch_of(2, [8, 1], 1), batch_of(1, [5], 2)]
-    trainer = make_trainer(
-        dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), scheduler=CONSTANT, max_grad_norm=None
-    )
+    batches = [packed(2, LENGTH, 1), packed(1, LENGTH, 2)]  # 13 and 5 targets
+    options = {"dropout": 0.0, "scheduler": CONSTANT, "max_grad_norm": None}
+    trainer = make_trainer(**options, optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
     model = copy.deepcopy(trainer.model)
     inputs, targets, positions = (
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("inputs", "targets", "position_ids")
@@ -74,21 +66,8 @@ def test_the_update_is_the_mean_over_valid_targets(make_trainer):
     loss, norm = trainer.make_update(batches)
     assert loss == pytest.approx(mean.item(), rel=1e-5)
     assert norm == pytest.approx(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item(), rel=1e-5)
-    for (name, mine), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
-
-
-@pytest.mark.parametrize("objective", [CausalObjective, hybrid])
-def test_budget_tokens_and_words(make_trainer, objective):
-    """However few tokens are predicted."""
-    trainer = make_trainer(objective=objective())
-    state = trainer.train()
-    words = int(trainer.train_split.words.sum())
-    assert state.updates == trainer.curriculum.total_updates
-    assert state.words == 3 * words
-    assert state.tokens == 3 * (words + 40)  # every token and every document's mark, three times
-    assert all(p.grad is None for p in trainer.model.parameters())  # nothing is carried into a next epoch
-    assert trainer.scheduler.get_last_lr()[0] == 0.0
+    moved = [p - 0.5 * p.grad for p in model.parameters()]
+    torch.testing.assert_close([*trainer.model.parameters()], moved, rtol=1e-4, atol=1e-6)
 
 
 def tensors(trainer):
@@ -100,47 +79,68 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def finite(trainer):
+    return all(t.isfinite().all() for t in tensors(trainer))
+
+
+def arm(strategy, schedule, pacing):
+    """A run with a strategy and a schedule of conf/curriculum."""
+    chosen = [f"curriculum/strategy={strategy}", f"curriculum/schedule={schedule}", "trainer.epochs=4"]
+    parts = instantiate(check_command_line(chosen)[0].curriculum, _convert_="all")
+    return {"strategy": parts.strategy, "schedule": parts.schedule, "pacing": pacing, "epochs": 4, "eval_every": 3}
+
+
 RESUMED = {
     "plain": dict,
     "scaled": lambda: {"precision": SCALED(initial_scale=2.0**127, growth_interval=3)},
     "hybrid": lambda: {"objective": hybrid()},  # stopped before a causal and before a masked update
     "recipe": lambda: {"optimizer": muon, "average": Average(half_life=0.5), "objective": replacing()},
 }
-
-
-@pytest.mark.parametrize(
-    ("kind", "stops"),
-    [("plain", [1]), ("plain", [13, 14]), ("scaled", [1, 8]), ("hybrid", [4, 7]), ("recipe", [4, 9])],
+STRATEGIES, SCHEDULES = (
+    sorted(path.stem for path in CONF.glob(f"curriculum/{kind}/*.yaml")) for kind in ("strategy", "schedule")
 )
+ARMS = {
+    " ".join(names): partial(arm, *names)
+    for names in zip(STRATEGIES, cycle(SCHEDULES[::-1]), cycle(["single_pass", "matched"]), strict=False)
+}
+STOPS = [("plain", [1]), ("plain", [13, 14]), ("scaled", [1, 8]), ("hybrid", [4, 7]), ("recipe", [4, 9])]
+
+
+@pytest.mark.parametrize(("kind", "stops"), [*STOPS, *((name, []) for name in ARMS)])
 def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(make_trainer, kind, stops):
-    """Dropout and accumulation on; stopped mid-epoch and at epoch ends; log window cut by the stop."""
-    whole = make_trainer("whole", **RESUMED[kind]())
-    seed_all(7)
+    """Dropout and accumulation on; stopped mid-epoch and at epoch ends, an arm halfway; log window cut by the stop."""
+    make = (RESUMED | ARMS)[kind]
+    whole = make_trainer("whole", **make())
+    set_seed(7)
     whole.train()
-    for stop in stops:
-        part = make_trainer("part", **RESUMED[kind]())
-        part.should_stop = lambda part=part, stop=stop: part.state.updates >= stop
-        found = part.checkpoints.newest()
-        if found:
-            part.load_checkpoint(found[1])
-        else:
-            seed_all(7)
-        with pytest.raises(PreemptedError):
+    check_budget(whole, kind in RESUMED)
+    stops = stops or [whole.state.updates // 2]
+    for stop in (*stops, None):
+        part = make_trainer("part", **make())
+        part.should_stop = lambda part=part, stop=stop: part.state.updates == stop
+        set_seed(7 if stop == stops[0] else 12345)  # later the generators come from the checkpoint
+        if stop != stops[0]:
+            part.load_checkpoint(part.checkpoints.newest()[1])
+        with pytest.raises(PreemptedError) if stop else nullcontext():
             part.train()
-    last = make_trainer("part", **RESUMED[kind]())
-    seed_all(12345)  # the generators come from the checkpoint
-    last.load_checkpoint(last.checkpoints.newest()[1])
-    last.train()
-    assert last.record.metrics.read_bytes() == whole.record.metrics.read_bytes()
-    assert same(tensors(last), tensors(whole))
-    assert last.state == whole.state
-    assert last.scaler.state_dict() == whole.scaler.state_dict()
+    assert part.record.metrics.read_bytes() == whole.record.metrics.read_bytes()
+    assert same(tensors(part), tensors(whole))
+    assert part.state == whole.state
+    assert part.scaler.state_dict() == whole.scaler.state_dict()
+    assert part.curriculum.state_dict() == whole.curriculum.state_dict()
 
 
-def seed_all(seed):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def check_budget(trainer, every_document):
+    """However few tokens are predicted; matched pacing spends every token and document's mark of each epoch."""
+    state, curriculum, epochs = trainer.state, trainer.curriculum, trainer.options.epochs
+    words = int(trainer.train_split.words.sum())
+    assert len(curriculum.records) == epochs
+    assert state.updates <= curriculum.total_updates
+    if curriculum.pacing == "matched":
+        assert (state.updates, state.tokens) == (curriculum.total_updates, epochs * (words + 40))
+        assert trainer.scheduler.get_last_lr()[0] == 0.0
+    assert state.words == epochs * words or not every_document
+    assert all(p.grad is None for p in trainer.model.parameters())  # nothing is carried into a next epoch
 
 
 READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "cpu", "nonzero")
@@ -200,20 +200,11 @@ class Failing(CausalObjective):
 
     def __call__(self, model, batch):
         loss = super().__call__(model, batch)
-        if not torch.is_grad_enabled():
-            return loss
-        self.calls += 1
-        if not self.at <= self.calls < self.at + self.count:
-            return loss
-        if self.gradient:
+        self.calls += torch.is_grad_enabled()
+        failing = torch.is_grad_enabled() and self.at <= self.calls < self.at + self.count
+        if failing and self.gradient:
             loss.register_hook(lambda gradient: gradient * self.value)
-            return loss
-        return loss * self.value
-
-
-def finite(content: dict) -> bool:
-    moments = [t for s in content["optimizer"]["state"].values() for t in s.values()]
-    return all(torch.isfinite(t).all() for t in [*content["model"].values(), *moments])
+        return loss * self.value if failing and not self.gradient else loss
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -238,7 +229,6 @@ def test_no_bad_update_and_the_last_checkpoint_goes_on(make_trainer, at, value, 
     assert (start is None) == (trainer.state.updates < 3)
     torch.manual_seed(5)
     if start is not None:
-        assert finite(start[1])
         restore(again, *start)
     again.train()
     assert same(tensors(again), tensors(whole))
@@ -255,23 +245,22 @@ def test_a_streak_of_overflows(make_trainer, streak):
         with pytest.raises(DivergedError, match=r"update 4 .* 20 overflows"):
             trainer.train()
         assert trainer.state.updates == 3
-        assert finite(trainer.checkpoints.newest()[1])
+        assert finite(trainer)
+        trainer.load_checkpoint(trainer.checkpoints.newest()[1])
     else:
         assert trainer.train().skipped >= streak
         plain = make_trainer("plain", **options)
         plain.train()
         assert (trainer.state.updates, trainer.state.tokens) == (plain.state.updates, plain.state.tokens)
         assert trainer.scheduler.get_last_lr() == plain.scheduler.get_last_lr()
-        for mine, theirs in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs)
-    assert all(torch.isfinite(w).all() for w in trainer.model.parameters())
+        torch.testing.assert_close([*trainer.model.parameters()], [*plain.model.parameters()])
+    assert finite(trainer)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(make_trainer):
     """A finite gradient times a learning rate beyond all measure: the update before is what stays on disk."""
-    trainer = make_trainer(
-        save_every=1, eval_every=99, epochs=1, optimizer=lambda p: torch.optim.SGD(p, lr=1e-2), scheduler=CONSTANT
-    )
+    options = {"save_every": 1, "eval_every": 99, "epochs": 1, "scheduler": CONSTANT}
+    trainer = make_trainer(**options, optimizer=lambda p: torch.optim.SGD(p, lr=1e-2))
 
     def lose_all_measure() -> bool:
         if trainer.state.updates == 3:
@@ -281,9 +270,9 @@ def test_weights_that_are_no_numbers_are_not_saved(make_trainer):
     trainer.should_stop = lose_all_measure
     with pytest.raises(DivergedError, match="update 4 "):
         trainer.train()
-    content = trainer.checkpoints.newest()[1]
-    assert content["state"]["updates"] == 3
-    assert finite(content)
+    trainer.load_checkpoint(trainer.checkpoints.newest()[1])
+    assert trainer.state.updates == 3
+    assert finite(trainer)
 
 
 def scripted(trainer, losses):
@@ -309,9 +298,8 @@ def test_early_stopping_counts_over_a_resume(make_trainer):
 
 def test_the_same_batch_in_other_parts_is_the_same_run_and_another_batch_is_not(make_trainer):
     def trainer(**config):
-        return make_trainer(
-            identity={"hashes": {}, "config": {f"trainer.{k}": v for k, v in config.items()}}, max_steps=3
-        )
+        identity = {"hashes": {}, "config": {f"trainer.{k}": v for k, v in config.items()}}
+        return make_trainer(identity=identity, max_steps=3)
 
     one = trainer(batch_size=4, gradient_accumulation_steps=1)
     one.train()

@@ -1,4 +1,4 @@
-"""Files that are read back, whatever they hold instead: one line that names the file, or a cache that is built again."""
+"""Files that are read back, whatever they hold: one line that names the file, or a cache that is built again."""
 
 import dataclasses
 import itertools

@@ -15,29 +15,22 @@ from babylm_train.tools.lr_finder import DIVERGED, STEEPEST, TENTH, Options, fin
 DECADES = [10.0**k for k in range(-9, 3)]
 
 
-def walk(losses, smoothing, rates=None):
-    """The finding where update i gives losses[i]."""
-    return range_test(iter(losses).__next__, rates or np.geomspace(1e-6, 1, len(losses)).tolist(), smoothing)
-
-
-def test_the_average_is_corrected_for_its_beginning():
-    # v = 2, 0.5 * 2 + 0.5 * 2 = 2, 0.5 * 2 + 0.5 * 3 = 2.5; over 1 - 0.5^i = 0.5, 0.75, 0.875
-    found = walk([4.0, 2.0, 3.0], 0.5)
-    assert found.smoothed == pytest.approx([4.0, 8 / 3, 20 / 7], rel=1e-15)
-
-
-def test_it_stops_above_four_times_the_best_average_and_not_at_it():
-    assert walk([2.0, 1.0, 4.0, 4.1, 1.0], 0.0, DECADES).marks[DIVERGED] == DECADES[3]
-    found = walk([1.0, 1.0, 1.0, 5.0, 5.0, 5.0], 0.5, DECADES)
-    # v = .5, .75, .875, 2.9375, 3.96875: averages 1, 1, 1, 3.13, 4.097
-    assert (found.marks[DIVERGED], len(found.lrs)) == (DECADES[4], 5)
-    assert found.smoothed[-1] == pytest.approx(3.96875 / 0.96875)
-
-
-def test_a_loss_that_is_not_finite_ends_it_and_is_not_kept():
-    found = walk([3.0, 2.0, math.nan, 1.0], 0.5, DECADES)
-    assert (found.marks[DIVERGED], found.losses) == (DECADES[2], [3.0, 2.0])
-    assert np.isfinite(found.smoothed).all()
+@pytest.mark.parametrize(
+    ("losses", "smoothing", "averages", "end"),
+    [
+        # v = 2, 0.5 * 2 + 0.5 * 2 = 2, 0.5 * 2 + 0.5 * 3 = 2.5; over 1 - 0.5^i = 0.5, 0.75, 0.875
+        ([4.0, 2.0, 3.0], 0.5, [4.0, 8 / 3, 20 / 7], None),
+        ([2.0, 1.0, 4.0, 4.1, 1.0], 0.0, [2.0, 1.0, 4.0, 4.1], 3),  # above four times the best, and not at it
+        # v = .5, .75, .875, 2.9375, 3.96875: averages 1, 1, 1, 3.13, 4.097
+        ([1.0, 1.0, 1.0, 5.0, 5.0, 5.0], 0.5, [1.0, 1.0, 1.0, 2.9375 / 0.9375, 3.96875 / 0.96875], 4),
+        ([3.0, 2.0, math.nan, 1.0], 0.5, [3.0, 7 / 3], 2),  # what is not finite is not kept
+    ],
+)
+def test_averages_are_corrected_for_their_beginning_and_end_the_walk(losses, smoothing, averages, end):
+    found, count = range_test(iter(losses).__next__, DECADES[: len(losses)], smoothing), len(averages)
+    assert found.smoothed == pytest.approx(averages, rel=1e-15)
+    assert (found.lrs, found.losses) == (DECADES[:count], losses[:count])
+    assert found.marks.get(DIVERGED) == (end and DECADES[end])
 
 
 CURVE = [5.0, 5.0, 5.0, 5.0, 4.5, 3.0, 1.5, 1.0, 2.0, 3.0]
@@ -59,8 +52,8 @@ def test_no_number_is_made_up():
         assert marks == {}
         assert "no suggestion" in note
     rng = np.random.default_rng(0)  # nor of noise: at most 3 in 100
-    found = [walk((5 + 0.1 * rng.standard_normal(100)).tolist(), 0.9) for _ in range(100)]
-    assert sum(STEEPEST in f.marks for f in found) <= 3
+    rates, noise = np.geomspace(1e-6, 1, 100).tolist(), (5 + 0.1 * rng.standard_normal((100, 100))).tolist()
+    assert sum(STEEPEST in range_test(iter(losses).__next__, rates, 0.9).marks for losses in noise) <= 3
 
 
 def test_rates_keep_the_ratios_of_groups(make_trainer):

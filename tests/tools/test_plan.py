@@ -7,21 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tiny import LENGTH
 
 from babylm_train.curriculum.sampler import CurriculumTrainingManager
 from babylm_train.curriculum.schedule import FullSchedule, LinearSchedule, PerformanceSchedule, StepSchedule
 from babylm_train.curriculum.strategy import DynamicCurriculum, LengthBasedCurriculum, NoCurriculum
-from babylm_train.data.packing import PackedRows
-from babylm_train.data.tokens import TokenizedSplit
 from babylm_train.optim import schedule
-from babylm_train.state import EpochSlice
 from babylm_train.throughput import Size, size_of
-from babylm_train.tools.plan import count_exposures, count_words, list_rates, main, make_plan
-
-LENGTH = 8  # targets a row of make_trainer's runs
-
+from babylm_train.tools.plan import count_exposures, list_rates, main, make_plan
 
 SIZE = Size(parameters=1000, flops_per_token=7000, memory={"total": 32_000})
 
@@ -37,6 +30,7 @@ RUNS = {
     "fewer steps than epochs": (LengthBasedCurriculum(), LinearSchedule(3), {"max_steps": 2}),
     "single pass": (LengthBasedCurriculum(), LinearSchedule(3), {"pacing": "single_pass"}),
 }
+SLICE = ("threshold", *(f"curriculum/{name}" for name in ("documents", "words", "difficulty", "targets")))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -52,15 +46,10 @@ def test_the_plan_is_what_the_run_then_does(make_trainer, name):
     firsts = [next(line for line in updates if line["step"] > epoch["step"]) for epoch in epochs]
     ends = [*epochs[1:], updates[-1]]
     for row, epoch, first, end in zip(plan.rows, epochs, firsts, ends, strict=True):
-        assert row.threshold == epoch["threshold"]
-        assert row.documents == epoch["curriculum/documents"]
-        assert row.words == epoch["curriculum/words"]
-        assert row.difficulty == epoch["curriculum/difficulty"]
-        assert row.tokens == epoch["curriculum/targets"] == end["tokens"] - epoch["tokens"]
-        assert row.words_seen == end["words"] - epoch["words"]
-        assert row.updates == end["step"] - epoch["step"]
-        assert row.learning_rate == first["learning_rate"]
-        assert not row.assumed
+        assert [row.threshold, row.documents, row.words, row.difficulty, row.tokens] == [epoch[key] for key in SLICE]
+        spent = [end[key] - epoch[key] for key in ("tokens", "words", "step")]
+        assert [row.tokens, row.words_seen, row.updates] == spent
+        assert (row.learning_rate, row.assumed) == (first["learning_rate"], False)
     assert (plan.updates, plan.tokens, plan.words) == (state.updates, state.tokens, state.words)
     assert plan.planned_updates == trainer.curriculum.total_updates == plan.updates
     assert plan.peak_lr == max(line["learning_rate"] for line in updates)
@@ -95,23 +84,6 @@ def test_making_a_plan_changes_nothing(make_trainer):
     assert before[:2] == after[:2]
     assert torch.equal(before[2], after[2])
     assert not trainer.optimizer.state
-
-
-@settings(max_examples=60, deadline=None)
-@given(order=st.permutations(range(12)), start=st.integers(0, 60), targets=st.integers(1, 60))
-def test_words_are_counted_as_the_packing_counts_them(order, start, targets):
-    rng = np.random.default_rng(3)
-    sizes = rng.integers(2, 12, 12)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    starts = rng.integers(0, 3, offsets[-1]).astype(np.uint8)
-    starts[offsets[:-1]] = 0
-    words = np.add.reduceat(starts, offsets[:-1], dtype=np.int32)
-    split = TokenizedSplit(np.arange(offsets[-1]), offsets, starts, sizes, words, 0, "test", 0)
-    start = min(start, int(sizes.sum()) - 1)
-    targets = min(targets, int(sizes.sum()) - start)
-    part = EpochSlice(0, 1.0, np.arange(12), np.array(order), start, targets, 1)
-    rows = PackedRows(split, part, LENGTH)
-    assert count_words(part, sizes, split.words, split.word_starts) == rows.batch(0, len(rows)).words
 
 
 def test_single_pass_by_hand():
@@ -152,7 +124,7 @@ def test_exposures_of_a_run_that_ended_early(updates, expected):
 )
 def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     trainer = make_trainer(optimizer=optimizer)
-    size = size_of(trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
+    measure = partial(size_of, trainer.model, trainer.optimizer, context=LENGTH, rows=3, activation_bytes=4)
     # 2 layers of width 16: attention 16 x 48 + 48 + 16 x 16 + 16, MLP 16 x 64 + 64 + 64 x 16 + 16, two norms of 32;
     # the last norm, the tied embedding of 40 tokens, and 8 positions that are only looked up
     layer = 16 * 48 + 48 + 16 * 16 + 16 + 16 * 64 + 64 + 64 * 16 + 16 + 64
@@ -161,10 +133,8 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     activations = 3 * LENGTH * (2 * 24 * 16 * 4 + 40 * 8)
     parts = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": bytes_each * parameters}
     memory = {**parts, "activations": activations, "total": sum(parts.values()) + activations}
-    assert size == Size(parameters, 6 * multiplied + 12 * 2 * 16 * LENGTH, memory)
-    how = {"context": LENGTH, "rows": 3, "activation_bytes": 4, "checkpointing": True}
-    recomputed = size_of(trainer.model, trainer.optimizer, **how).memory["activations"]
-    assert recomputed == 3 * LENGTH * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
+    assert measure() == Size(parameters, 6 * multiplied + 12 * 2 * 16 * LENGTH, memory)
+    assert measure(checkpointing=True).memory["activations"] == 3 * LENGTH * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
 
 
 def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
