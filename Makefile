@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench gpu versus scale torture-studies processes ray lm-eval compat clean
+.PHONY: help docs study-recipe wheel train test coverage stories torture fuzz lint format sweep bench gpu versus scale torture-studies processes ray hydra-next lm-eval compat clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -50,7 +50,7 @@ study-recipe: $(READY)  ## baseline, baseline_tuned and best, three seeds each, 
 study-%: $(READY)  ## a standard experiment: optimizers, schedulers, precisions, curricula, tokenizers, hpo; scale=small for a CPU
 	$(PY) -m babylm_train experiment=$* study=$*$(if $(scale),-$(scale) scale=$(scale)) $(args)
 
-torture-studies: $(READY)  ## 40 jobs, 4 broken, under two launchers; a killed controller; two commands at once
+torture-studies: $(READY)  ## 40 jobs, 4 broken, under each launcher; a killed controller; two commands at once
 	$(PY) benchmarks/studies.py
 
 processes: $(READY)  ## the curves of one run by 1, 2 and 4 processes, and by 2, then 1, then 4
@@ -59,6 +59,13 @@ processes: $(READY)  ## the curves of one run by 1, 2 and 4 processes, and by 2,
 ray: $(READY)  ## the test of hydra/launcher=ray; installs ray first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
 	$(PY) -m pytest tests/study/test_sweeps.py -k ray
+
+hydra-next: $(READY)  ## the suite under Hydra 1.4.0rc3 and its sweeper, which takes optuna 5; an environment of its own
+	$(PYTHON) -m venv .venv/hydra
+	grep -vE '^(hydra|omegaconf|optuna|antlr4)' constraints.txt > .venv/hydra/constraints.txt
+	.venv/hydra/bin/pip install --quiet --constraint .venv/hydra/constraints.txt hydra-core==1.4.0rc3 omegaconf==2.4.1rc1 \
+		hydra-optuna-sweeper==1.4.0rc3 --editable ".[dev]"
+	.venv/hydra/bin/python -m pytest -n 2 --dist worksteal
 
 lm-eval: $(READY)  ## the test that lm_eval reads an exported model as we do; installs lm_eval first
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[lm-eval]"
