@@ -14,13 +14,6 @@ from babylm_train.data.tokenizer import BPE, Unigram, WordPiece
 from babylm_train.data.tokens import tokenize
 
 LENGTH, EPOCHS = 32, 3
-TOKENIZERS = {"bpe": BPE(400, 2), "unigram": Unigram(400), "wordpiece": WordPiece(700, 2)}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return Stories(words=2000, seed=1, validation_share=0.2, max_length=LENGTH, cache_dir=cache).load(), cache
 
 
 def words_begun(tokenizer, text: str) -> list[int]:
@@ -35,12 +28,12 @@ def words_begun(tokenizer, text: str) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(corpus, name):
-    corpus, cache = corpus
-    tokenizer = TOKENIZERS[name].build(corpus.train)
-    split = tokenize(corpus.train, tokenizer, cache_dir=cache)
-    total = sum(len(text.split()) for text in corpus.train)
+@pytest.mark.parametrize("recipe", [BPE(400, 2), Unigram(400), WordPiece(700, 2)], ids=lambda r: type(r).__name__)
+def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(tmp_path, recipe):
+    options = {"validation_share": 0.2, "max_length": LENGTH, "cache_dir": str(tmp_path)}
+    texts = Stories(words=2000, seed=1, **options).load().train
+    tokenizer = recipe.build(texts)
+    split = tokenize(texts, tokenizer, cache_dir=tmp_path)
     for start in (1.0, 0.3):
         manager = CurriculumTrainingManager(LengthBasedCurriculum(), LinearSchedule(EPOCHS, start), seed=3)
         size = {"epochs": EPOCHS, "targets_per_update": 2 * LENGTH, "max_length": LENGTH}
@@ -49,11 +42,10 @@ def test_epochs_times_words_whatever_the_tokenizer_and_each_row_by_itself(corpus
         for epoch in range(EPOCHS):
             part = manager.prepare_epoch(epoch)
             rows = PackedRows(split, part, LENGTH)
-            stream = [n for d in part.order.tolist() for n in words_begun(tokenizer, corpus.train[d])]
-            first = part.start + 1  # the first target: position i of the stream predicts i + 1
+            stream = [n for d in part.order.tolist() for n in words_begun(tokenizer, texts[d])]
             for row in range(len(rows)):
+                first = part.start + 1 + row * LENGTH  # the first target: position i of the stream predicts i + 1
                 last = min(first + LENGTH, part.start + part.targets + 1)
                 assert rows.batch(row, 1).words == sum(stream[first:last])
                 seen += sum(stream[first:last])
-                first = last
-        assert start < 1 or seen == EPOCHS * total
+        assert start < 1 or seen == EPOCHS * sum(len(text.split()) for text in texts)

@@ -1,6 +1,5 @@
 """docs/BABYLM.md from corpus to submission, and what a preflight finds."""
 
-import importlib
 import importlib.util
 import json
 import shlex
@@ -36,9 +35,9 @@ def call(patch, module: str, *arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A participant's folder, after the ten commands."""
+@pytest.fixture(scope="module", autouse=True)
+def _in_the_workplace(tmp_path_factory):
+    """The working directory is a participant's folder, after the ten commands."""
     folder = tmp_path_factory.mktemp("babylm")
     (folder / "corpus").mkdir()
     for name, words, seed in (("corpus/a.txt", 700, 1), ("validation.txt", 200, 2)):
@@ -52,18 +51,11 @@ def workplace(tmp_path_factory):
             small = [SCALE.get(a, a) for a in arguments] + SMALL * (module not in FINISHED)
             small += ["end_lr=1e-2", "num_iter=10"] * (module == "babylm_train.lr_finder")
             assert call(patch, module, *small) == 0, arguments
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_the_workplace(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+        yield
 
 
 def rewrite(path: Path, **changes: object) -> None:
-    held = json.loads(path.read_text(encoding="utf8"))
-    path.unlink()  # which may be a link to the same file of a milestone
-    path.write_text(json.dumps(held | changes), encoding="utf8")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf8")) | changes), encoding="utf8")
 
 
 def test_the_ten_commands():
@@ -82,18 +74,17 @@ def test_the_ten_commands():
         assert text in card
 
 
-def test_the_card_shows_values_but_no_environment_and_no_markup(workplace, monkeypatch):
-    run = workplace / "hybrid.2"
-    shutil.copytree("hybrid", run)
+def test_the_card_shows_values_but_no_environment_and_no_markup(monkeypatch):
+    run = shutil.copytree("hybrid", Path("hybrid.2"))
     text = (run / "config.yaml").read_text(encoding="utf8").replace("cache_dir: cache", "cache_dir: ${oc.env:CACHE}")
     text = text.replace("text_field: text", "text_field: ${oc.env:WORD}")
     (run / "config.yaml").write_text(text, encoding="utf8")
     rewrite(run / "result.json", device="\x1b[2J<script>alert(1)</script>")
-    monkeypatch.setenv("CACHE", str(workplace / "elsewhere"))
+    monkeypatch.setenv("CACHE", str(Path("elsewhere").absolute()))
     assert call(monkeypatch, "babylm_train.preflight", "hybrid.2", "license=mit") == 2  # WORD is not set
     monkeypatch.setenv("WORD", "text")
     assert call(monkeypatch, "babylm_train.preflight", "hybrid.2", "license=mit") == 0
-    assert not (workplace / "elsewhere").exists()  # a run's directory does not say where is written
+    assert not Path("elsewhere").exists()  # a run's directory does not say where is written
     card = (run / "model/README.md").read_text(encoding="utf8")
     assert all(line.isprintable() for line in card.splitlines())
     assert not any(text in card for text in ("<script>", "elsewhere", "language:"))
@@ -108,9 +99,8 @@ def test_more_words_than_the_track_allows_are_found():
     assert failed == [f"{words:,} words seen, track strict_small allows {words // 11 * 10:,} (10 epochs)"]
 
 
-def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
-    broken = workplace / "broken"
-    shutil.copytree("hybrid", broken)
+def test_what_costs_scores_is_found(monkeypatch, capsys):
+    broken = shutil.copytree("hybrid", Path("broken"))
     shutil.copyfile(broken / "model/model.safetensors", broken / "milestones/chck_500/model.safetensors")
     shutil.rmtree(broken / "milestones/chck_1000")
     rewrite(broken / "model/tokenizer.json", post_processor=None)
@@ -126,18 +116,12 @@ def test_what_costs_scores_is_found(workplace, monkeypatch, capsys):
     assert said.err.strip() == f"error: broken: {len(failed)} checks failed"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["hybrid", "license=mit", "push_to=me/hindi"], "push_to=me/hindi"),
-        (["hybrid", "licence=mit"], "did you mean license"),
-    ],
-)
-def test_refused_in_one_line(monkeypatch, capsys, arguments, named):
+def test_refused_in_one_line(monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert call(monkeypatch, "babylm_train.preflight", *arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert named in line
+    for argument, named in (("push_to=me/hindi", "push_to=me/hindi"), ("licence=mit", "did you mean license")):
+        assert call(monkeypatch, "babylm_train.preflight", "hybrid", "license=mit", argument) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert named in line
 
 
 EVALUATED = ("model/config.json", "model/tokenizer.json", "model/tokenizer_config.json", "model/model.safetensors")
@@ -152,15 +136,13 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys,
     if file in EVALUATED:
         command = ["babylm_train.evaluate", str(run), "pairs=pairs.jsonl"]
     for content in [b"", sound[: len(sound) // 2], b"[3]\n", b"[" * 100_000 + b"\n", b"\xff" + sound, None]:
-        (run / file).unlink()
+        (run / file).unlink(missing_ok=True)
         if content is not None:
             (run / file).write_bytes(content)
-        capsys.readouterr()
-        assert call(monkeypatch, *command) == 2 or (content is None and file == RECORDS[-1])
+        assert call(monkeypatch, *command) == 2, content
         said = capsys.readouterr()
         assert len(said.err.splitlines()) == 1, content
         assert Path(file).name in said.err or "FAILED" in said.out, content
-        (run / file).write_bytes(sound)
 
 
 @pytest.mark.parametrize(
@@ -170,45 +152,39 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, monkeypatch, capsys,
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
         ("config.json", {"n_layer": 2}),  # drawn at random where the weights have none
         ("config.json", {"model_type": "evil"}),
+        ("modeling_mntp.py", {}),  # has to be ours
     ],
 )
 def test_a_model_of_a_stranger_runs_no_code_and_gives_no_wrong_score(tmp_path, monkeypatch, capsys, file, changes):
-    shutil.copytree("hybrid/model", tmp_path / "m")
-    (tmp_path / "m/evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
-    rewrite(tmp_path / "m" / file, **changes)
-    assert call(monkeypatch, "babylm_train.evaluate", str(tmp_path / "m"), "pairs=pairs.jsonl") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert file in line
-    assert not (tmp_path / "canary").exists()
-
-
-def test_the_code_beside_the_weights_has_to_be_ours_and_nothing_is_unpickled(tmp_path, monkeypatch, capsys):
-    shutil.copytree("hybrid", tmp_path / "run")
-    code = tmp_path / "run/model/modeling_mntp.py"
-    ours = code.read_text()
-    code.unlink()
-    code.write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n" + ours)
+    run, fire = shutil.copytree("hybrid", tmp_path / "run"), f"open({str(tmp_path / 'canary')!r}, 'w')\n"
+    (run / "model/evil.py").write_text(fire)
+    if changes:
+        rewrite(run / "model" / file, **changes)
+    else:
+        (run / "model" / file).write_text(fire + (run / "model" / file).read_text())
     for module, option in (("preflight", "license=mit"), ("evaluate", "pairs=pairs.jsonl")):
-        assert call(monkeypatch, f"babylm_train.{module}", str(tmp_path / "run"), option) == 2
-        assert "modeling_mntp.py" in capsys.readouterr().err
+        assert call(monkeypatch, f"babylm_train.{module}", str(run), option) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert file in line
     assert not (tmp_path / "canary").exists()
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch, capsys):
     shutil.copytree("hybrid/model", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({"lm_head.weight": torch.zeros(1)}, tmp_path / "m/pytorch_model.bin")
     assert call(monkeypatch, "babylm_train.evaluate", str(tmp_path / "m"), "pairs=pairs.jsonl") == 2
     assert "safetensors" in capsys.readouterr().err
 
 
-TASK = """{task: hindi_pairs, dataset_path: json, dataset_kwargs: {data_files: {validation: pairs.jsonl}},
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed: make lm-eval")
+def test_lm_eval_finds_the_same_accuracy():
+    Path("tasks").mkdir()
+    task = """{task: hindi_pairs, dataset_path: json, dataset_kwargs: {data_files: {validation: pairs.jsonl}},
 validation_split: validation, output_type: multiple_choice, doc_to_text: "", doc_to_target: 0,
 doc_to_choice: "{{[good, bad]}}", target_delimiter: "", metric_list: [{metric: acc}]}"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed: make lm-eval")
-def test_lm_eval_finds_the_same_accuracy(workplace):
-    (workplace / "tasks").mkdir()
-    (workplace / "tasks/hindi_pairs.yaml").write_text(TASK)
-    run = "-m lm_eval --model hf --model_args pretrained=causal/model,dtype=float32 --tasks hindi_pairs --include_path tasks"
-    subprocess.run([sys.executable, *run.split(), "--device", "cpu", "--output_path", "lm_eval"], check=True)
+    Path("tasks/hindi_pairs.yaml").write_text(task)
+    run = "-m lm_eval --model hf --model_args pretrained=causal/model,dtype=float32 --tasks hindi_pairs --device cpu"
+    subprocess.run([sys.executable, *run.split(), "--include_path", "tasks", "--output_path", "lm_eval"], check=True)
     (path,) = Path("lm_eval").rglob("results_*.json")
     theirs = json.loads(path.read_text())["results"]["hindi_pairs"]["acc,none"]
     model, tokenizer, _ = evaluate.load_model(Path("causal/model"))

@@ -77,34 +77,25 @@ def test_lines_of_a_pipe_and_a_prompt(generate, folder):
 def test_a_terminal_until_an_empty_line_or_its_end(generate, folder, monkeypatch, end):
     monkeypatch.setattr("builtins.input", Mock(side_effect=["अ आ", end]))
     code, said = generate(folder, terminal=True)
-    assert code == 0
-    assert sum(line.startswith("अ आ") for line in said.out.splitlines()) == 1
+    assert (code, sum(line.startswith("अ आ") for line in said.out.splitlines())) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("argument", "named"),
-    [
-        ("temperature=-1", "temperature"),
-        ("temperature=nan", "temperature"),
-        ("top_p=0", "top_p"),
-        ("top_p=1.1", "top_p"),
-        ("max_new_tokens=0", "max_new_tokens"),
-        ("samples=0", "samples"),
-        ("prompt=\udcff", "prompt"),
-        ("revision=chck_1M", "chck_1M"),
-    ],
-)
-def test_what_is_out_of_range_is_refused(generate, folder, argument, named):
-    code, said = generate(folder, argument, lines="अ\n")
-    assert (code, said.out) == (2, "")
-    assert named in said.err
+OUT_OF_RANGE = {"temperature": ["-1", "nan"], "top_p": ["0", "1.1"], "max_new_tokens": ["0"], "samples": ["0"]}
+OUT_OF_RANGE |= {"prompt": ["\udcff"]}
 
 
-def test_encoders_and_code_from_elsewhere_are_refused(generate, tmp_path):
-    code, said = generate(export(tmp_path / "deberta", "deberta"), "prompt=अ")
-    assert (code, "encoder" in said.err) == (2, True)
-    export(tmp_path / "model")
-    path = tmp_path / "model/config.json"
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_what_is_out_of_range_is_refused(generate, folder, key):
+    for value in OUT_OF_RANGE[key]:
+        code, said = generate(folder, f"{key}={value}", lines="अ\n")
+        assert (code, said.out) == (2, "")
+        assert key in said.err
+
+
+def test_encoders_foreign_code_and_absent_revisions_are_refused(generate, tmp_path):
+    encoder, path = export(tmp_path / "deberta", "deberta"), export(tmp_path / "model") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
-    code, said = generate(tmp_path, "prompt=अ")
-    assert (code, "auto_map" in said.err) == (2, True)
+    refused = {"encoder": [encoder], "auto_map": [tmp_path], "chck_1M": [tmp_path, "revision=chck_1M"]}
+    for named, words in refused.items():
+        code, said = generate(*words, "prompt=अ")
+        assert (code, said.out, named in said.err) == (2, "", True)

@@ -17,6 +17,7 @@ from babylm_train.evaluation.pairs import by_phenomenon, intervals, judge, read_
 from babylm_train.state import MinimalPair
 
 MASK, SIZE, LENGTH = 2, 40, 12
+TEXTS = ["abc", "z", "abcdefg", "ab", "zzzz", "abc", "q"]
 
 
 class Letters(SimpleNamespace):
@@ -33,9 +34,6 @@ def models():
     return {name: nano(name, SIZE, LENGTH).eval() for name in KINDS}
 
 
-TEXTS = ["abc", "z", "abcdefg", "ab", "zzzz", "abc", "q"]
-
-
 def ids_of(text):
     return [0, *Letters()([text])["input_ids"][0]]
 
@@ -46,33 +44,24 @@ def logits(model, ids, both_ways=False):
         return model(input_ids=torch.tensor([ids]), use_cache=False, **mask).logits[0].double().log_softmax(-1)
 
 
-def expected(model, text, closing=True):
-    """log p of each token of the text, one at a time, and of its closing mark."""
-    ids = [*ids_of(text), *([0] * closing)]
-    return [logits(model, ids)[i - 1, ids[i]].item() for i in range(1, len(ids))]
+def expected(model, text, closing=True, backend="causal"):
+    """log p of each token, one at a time; causal: also of the closing mark; else hidden, read there or one before."""
+    ids, found = [*ids_of(text), *([0] if closing and backend == "causal" else [])], []
+    for i in range(1, len(ids)):
+        given = ids if backend == "causal" else [*ids[:i], MASK, *ids[i + 1 :]]
+        found.append(logits(model, given, both_ways=backend == "mntp")[i - (backend != "mlm"), ids[i]].item())
+    return found
 
 
-@pytest.mark.parametrize("name", ["gpt2", "modern"])
+@pytest.mark.parametrize(("name", "backend"), [(name, backend) for name, own in KINDS.items() for backend in own])
 @pytest.mark.parametrize("closing", [True, False])
-def test_causal(models, name, closing):
-    found = token_log_probabilities(models[name].train(), Letters(), TEXTS, batch_tokens=8, closing=closing)
-    assert models[name].training
-    models[name].eval()
+def test_log_probabilities_in_batches(models, name, backend, closing):
+    model = models[name].train()
+    found = token_log_probabilities(model, Letters(), TEXTS, batch_tokens=9, backend=backend, closing=closing)
+    assert model.training
+    model.eval()
     for text, scores in zip(TEXTS, found, strict=True):
-        assert scores.tolist() == pytest.approx(expected(models[name], text, closing), rel=1e-5)
-
-
-@pytest.mark.parametrize(("name", "backend"), [(name, b) for name, own in KINDS.items() for b in own if b != "causal"])
-def test_pseudo_log_likelihood(models, name, backend):
-    """One token hidden at a time, one sentence at a time: read at its place, or at the one before it."""
-    found = token_log_probabilities(models[name], Letters(), TEXTS, batch_tokens=9, backend=backend)
-    shift = backend == "mntp"
-    for text, scores in zip(TEXTS, found, strict=True):
-        ids, alone = ids_of(text), []
-        for i in range(1, len(ids)):
-            hidden = [*ids[:i], MASK, *ids[i + 1 :]]
-            alone.append(logits(models[name], hidden, both_ways=shift)[i - shift, ids[i]].item())
-        assert scores.tolist() == pytest.approx(alone, rel=1e-5)
+        assert scores.tolist() == pytest.approx(expected(model, text, closing, backend), rel=1e-5)
 
 
 def test_a_tie_counts_half(models):

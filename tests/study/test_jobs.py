@@ -12,14 +12,9 @@ import pytest
 from filelock import FileLock
 
 from babylm_train.errors import Interrupted, PreemptedError
+from babylm_train.runner import record_failure
 from babylm_train.study.jobs import LOCK, Job, JobRunner, Outcome, time_on_disk
 from babylm_train.study.launcher import share_gpus
-
-
-def record(directory, outcome):
-    """As run.record_failure does."""
-    values = {"status": outcome.status, "cause": outcome.cause, "exit_code": outcome.exit_code}
-    (directory / "result.json").write_text(json.dumps(values | {"traceback": outcome.traceback}))
 
 
 @pytest.fixture
@@ -28,10 +23,10 @@ def make(tmp_path):
 
     def call(name, work, timeout=float("inf"), **arguments):
         directory = tmp_path / name
-        directory.mkdir(exist_ok=True)
-        takes_folder = work.__code__.co_varnames[:1] == ("directory",)
-        work = partial(work, directory, **arguments) if takes_folder else partial(work, **arguments)
-        return Job(name, len(list(tmp_path.iterdir())), directory, "h", work, record, timeout)
+        directory.mkdir()
+        given = [directory] if work.__code__.co_varnames[:1] == ("directory",) else []
+        record = partial(record_failure, config_hash="h")
+        return Job(name, 0, directory, "h", partial(work, *given, **arguments), record, timeout)
 
     return call
 
@@ -42,6 +37,10 @@ def run(jobs, places=2, grace=30.0, since=None):
     since = time_on_disk(jobs[0].directory.parent) if since is None else since
     JobRunner([{}] * places, lambda job, outcome: told.setdefault(job.name, outcome), since, grace).run(jobs)
     return told
+
+
+def result_of(job):
+    return json.loads((job.directory / "result.json").read_text())
 
 
 def test_every_way_to_end_has_its_status_and_cause(make):
@@ -61,8 +60,9 @@ def test_every_way_to_end_has_its_status_and_cause(make):
     assert told["finishes"].val_loss == 1.5
     assert "faulty.py" in told["raises"].traceback
     for job in jobs[1:]:
-        written = json.loads((job.directory / "result.json").read_text())
-        assert (written["status"], written["cause"]) == (told[job.name].status, told[job.name].cause)
+        written, said = result_of(job), told[job.name]
+        assert (written["status"], written["cause"]) == (said.status, said.cause)
+        assert written.get("traceback", "") == said.traceback
 
 
 def test_the_next_job_starts_as_soon_as_a_place_is_free(make):
@@ -77,44 +77,38 @@ def test_a_place_has_its_gpu(make, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     alone, two = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")]
     assert (share_gpus("auto"), share_gpus(3), share_gpus(1)) == ([alone, two], [alone, two, alone], [alone])
-    one, other = make("one", faulty.finishes), make("other", faulty.finishes)
-    one.work = partial(faulty.waits, one.directory, other.directory / "result.json")  # both at a time
+    other = make("other", faulty.finishes)
+    one = make("one", faulty.waits, other=other.directory / "result.json")  # both at a time
     JobRunner(share_gpus("auto"), lambda *_: None, 0).run([one, other])
-    seen = [json.loads((job.directory / "result.json").read_text())["gpus"] for job in (one, other)]
-    assert seen == ["3", "5"]
+    assert [result_of(job)["gpus"] for job in (one, other)] == ["3", "5"]
 
 
 def when(path, action):
     """Does `action()` as soon as there is such a file."""
-    thread = threading.Thread(target=lambda: (faulty.wait_for(path), action()), daemon=True)
-    thread.start()
+    threading.Thread(target=lambda: (faulty.wait_for(path), action()), daemon=True).start()
 
 
-def test_asked_to_stop_jobs_save_and_no_other_starts(make):
-    saves, next_one = make("saves", faulty.saves), make("next", faulty.finishes)
-    when(saves.directory / "began", lambda: os.kill(os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize(
+    ("work", "grace", "status"),
+    [(faulty.saves, 30, "preempted"), (faulty.is_deaf, 0.1, "preempted"), (faulty.lives_on, 0.1, "finished")],
+)
+def test_asked_to_stop_a_job_saves_or_is_killed_a_result_stands_and_no_other_starts(make, work, grace, status):
+    job, other = make("job", work), make("other", faulty.finishes)
+    when(job.directory / "began", partial(os.kill, os.getpid(), signal.SIGTERM))
     with pytest.raises(PreemptedError, match="asked to stop"):
-        run([saves, next_one], places=1)
-    assert (saves.directory / "saved").exists()
-    assert json.loads((saves.directory / "result.json").read_text())["status"] == "preempted"
-    assert not (next_one.directory / "result.json").exists()
-    saves.work = partial(faulty.finishes, saves.directory)  # the same command again
-    assert {outcome.status for outcome in run([saves, next_one]).values()} == {"finished"}
-
-
-@pytest.mark.parametrize(("work", "status"), [(faulty.is_deaf, "preempted"), (faulty.lives_on, "finished")])
-def test_a_job_that_does_not_end_is_killed_and_a_result_it_wrote_stands(make, work, status):
-    job = make("job", work)
-    when(job.directory / "began", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(PreemptedError):
-        run([job], grace=0.1)
-    assert json.loads((job.directory / "result.json").read_text())["status"] == status
+        run([job, other], places=1, grace=grace)
+    assert result_of(job)["status"] == status
+    assert (job.directory / "saved").exists() == (work is faulty.saves)
+    assert not (other.directory / "result.json").exists()
+    job.work = partial(faulty.finishes, job.directory)  # the same command again
+    assert {outcome.status for outcome in run([job, other]).values()} == {"finished"}
 
 
 def test_ctrl_c_saves_and_a_second_one_kills(make):
     saves, deaf = make("saves", faulty.saves), make("deaf", faulty.is_deaf)
-    when(saves.directory / "saved", lambda: os.kill(os.getpid(), signal.SIGINT))
-    when(saves.directory / "began", lambda: (faulty.wait_for(deaf.directory / "began"), os.kill(os.getpid(), 2)))
+    interrupt = partial(os.kill, os.getpid(), signal.SIGINT)
+    when(saves.directory / "began", lambda: when(deaf.directory / "began", interrupt))
+    when(saves.directory / "saved", interrupt)
     with pytest.raises(Interrupted):
         run([saves, deaf], grace=faulty.FOREVER)
     assert (saves.directory / "saved").exists()
@@ -134,7 +128,7 @@ def test_a_job_saves_when_the_command_that_watches_over_it_dies(make):
 def test_what_is_done_is_not_run_again_and_what_failed_is(make):
     done, failed, other = (make(name, faulty.finishes) for name in ("done", "failed", "other"))
     faulty.finishes(done.directory, loss=9.0)
-    record(failed.directory, Outcome("failed", "a cause", 1))
+    failed.record(failed.directory, Outcome("failed", "a cause", 1))
     since = time_on_disk(done.directory)
     os.utime(failed.directory / "result.json", ns=(since - 1, since - 1))
     (other.directory / "result.json").write_text('{"status": "finished", "config_hash": "of another configuration"}')
@@ -144,22 +138,16 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(make):
 
 def test_jobs_that_another_command_is_at_are_left_to_it(make):
     theirs, ours = make("theirs", faulty.raises), make("ours", faulty.finishes)
-    lock = FileLock(theirs.directory / LOCK, thread_local=False)
+    lock, write = FileLock(theirs.directory / LOCK, thread_local=False), (theirs.directory / "result.json").write_text
     lock.acquire()
-
-    def end() -> None:
-        record(theirs.directory, Outcome("diverged", "a cause", 3))
-        lock.release()
-
-    when(ours.directory / "result.json", end)
+    when(ours.directory / "result.json", lambda: (write('{"status": "diverged", "exit_code": 3}'), lock.release()))
     told = run([theirs, ours], places=1)
     assert {name: outcome.status for name, outcome in told.items()} == {"ours": "finished", "theirs": "diverged"}
 
 
 def test_a_damaged_result_is_named_and_not_overwritten(make):
     job, text = make("damaged", faulty.finishes), '{"status": 3}'
-    (job.directory / "result.json").write_text(text)
+    path = job.directory / "result.json"
+    path.write_text(text)
     (outcome,) = run([job]).values()
-    assert outcome.status == "bad_input"
-    assert str(job.directory / "result.json") in outcome.cause
-    assert (job.directory / "result.json").read_text() == text
+    assert (outcome.status, str(path) in outcome.cause, path.read_text()) == ("bad_input", True, text)

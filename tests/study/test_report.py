@@ -25,40 +25,40 @@ BASE = {
 TYPED = ("lr", "eval_every", "train")
 SGD = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.001, "momentum": 0.9}}
 ADAM = {"optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001, "betas": [0.9, 0.999]}}
+RESULT = {"status": "finished", "parameters": 7, "updates": 20, "tokens": 2560, "words": 1000, "seconds": 2.0}
+RESULT |= {"device": "cpu", "hashes": {"corpus": "c", "tokenizer": "t"}, "versions": {"torch": "2"}}
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """`study(seed, loss, changes, **result)`: one run more; loss None: no result.json. Returns the study's folder."""
+    """`study(losses, changes, first, **result)`: a run a seed, `first` and on; None: no result. Returns the folder."""
     monkeypatch.setattr(report, "compose_defaults", lambda: essential(BASE))
     folder = tmp_path / "study"
 
-    def add(seed, loss, changes=None, **result):
-        directory = folder / f"run-{len(list(folder.glob('run-*'))):03d}"
-        directory.mkdir(parents=True)
-        (directory / "config.yaml").write_text(yaml.safe_dump({**BASE, "seed": seed, **(changes or {})}))
-        optimizer = (changes or {}).get("optimizer", BASE["optimizer"])["_target_"].rpartition(".")[2]
-        words = [f"{g}.{k}={v}" for g, values in (changes or {}).items() for k, v in values.items() if k in TYPED]
-        words = [word for word in words if word != "optimizer.lr=0.001"]
-        (directory / "overrides.yaml").write_text(yaml.safe_dump([f"optimizer={optimizer}", *words, f"seed={seed}"]))
-        lines = [{"step": 5 * i, "val/loss": 6 - i / 10, "learning_rate": 1e-3 / i} for i in (1, 2, 3)]
-        (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
-        (directory / "timings.jsonl").write_text('{"tokens_per_second": 90}\n{"tokens_per_second": 110}\n')
-        if loss is not None:
-            values = {"status": "finished", "val_loss": loss, "bits_per_byte": loss / 4, "parameters": 7}
-            values |= {"updates": 20, "tokens": 2560, "words": 1000, "seconds": 2.0, "device": "cpu"}
-            values |= {"hashes": {"corpus": "c", "tokenizer": "t"}, "versions": {"torch": "2"}}
-            (directory / "result.json").write_text(json.dumps({**values, **result}))
+    def add(losses, changes=(), first=0, **result):
+        changes = {"optimizer": BASE["optimizer"], **dict(changes)}
+        words = [f"{g}={v['_target_'].rpartition('.')[2]}" for g, v in changes.items() if "_target_" in v]
+        typed = [(f"{g}.{k}", v) for g, values in changes.items() for k, v in values.items() if k in TYPED]
+        words += [f"{key}={value}" for key, value in typed if value != BASE["optimizer"]["lr"]]
+        for seed, loss in enumerate(losses, first):
+            directory = folder / f"run-{len(list(folder.glob('run-*'))):03d}"
+            directory.mkdir(parents=True)
+            (directory / "config.yaml").write_text(yaml.safe_dump({**BASE, "seed": seed, **changes}))
+            (directory / "overrides.yaml").write_text(yaml.safe_dump([*words, f"seed={seed}"]))
+            lines = [{"step": 5 * i, "val/loss": 6 - i / 10, "learning_rate": 1e-3 / i} for i in (1, 2, 3)]
+            (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2')
+            (directory / "timings.jsonl").write_text('{"tokens_per_second": 90}\n{"tokens_per_second": 110}\n')
+            if loss is not None:
+                values = {"val_loss": loss, "bits_per_byte": loss / 4, **RESULT, **result}
+                (directory / "result.json").write_text(json.dumps(values))
         return folder
 
     return add
 
 
-def two_variants(study, others, base=(5.0, 5.1, 5.3), changes=SGD, **result):
-    for seed, (a, b) in enumerate(zip(base, others, strict=False)):
-        study(seed, a)
-        folder = study(seed, b, changes, **result)
-    return folder
+def two_variants(study, others, changes=SGD, **result):
+    study([5.0, 5.1, 5.3][: len(others)])
+    return study(others, changes, **result)
 
 
 def text_of(folder, **arguments):
@@ -75,16 +75,14 @@ def cells(text, title="Variants"):
 def test_differences_and_verdicts_are_scipys(study):
     losses = {"SGD": [5.5, 5.65, 5.72], "Adam": [5.05, 5.0, 5.4]}
     two_variants(study, losses["SGD"])
-    for seed, loss in enumerate(losses["Adam"]):
-        folder = study(seed, loss, ADAM)
+    folder = study(losses["Adam"], ADAM)
     text = text_of(folder)
     said, base = cells(text), np.array([5.0, 5.1, 5.3])
-    p = {name: stats.ttest_rel(values, base).pvalue for name, values in losses.items()}
-    for name, values in losses.items():
-        row, test = said[f"optimizer={name}"], stats.ttest_rel(values, base)
-        assert row["difference"] == f"{np.mean(values - base):+.4f}"
+    for name, times in (("SGD", 2), ("Adam", 1)):  # Holm's: the smaller p counts twice
+        row, test = said[f"optimizer={name}"], stats.ttest_rel(losses[name], base)
+        assert row["difference"] == f"{np.mean(losses[name] - base):+.4f}"
         assert row["its 95 % interval"] == " to ".join(f"{end:+.4f}" for end in test.confidence_interval(0.95))
-        assert row["Holm's p"] == f"{p[name] * (2 if name == 'SGD' else 1):.4f}"
+        assert row["Holm's p"] == f"{test.pvalue * times:.4f}"
     assert "- **worse**: optimizer=SGD against optimizer=AdamW: the validation loss differs by +0.4900" in text
     assert "- **undecided**: optimizer=Adam against optimizer=AdamW" in text
     row = said["optimizer=Adam"]  # detectable: 3.26404 standard deviations of the differences
@@ -119,9 +117,8 @@ def test_refuses_to_rank(study, changed, said):
 def test_groups_that_cannot_be_compared_have_a_baseline_each(study):
     two_variants(study, [5.5, 5.65, 5.72])
     longer = {"trainer": {"max_steps": 40, "train": 40}}
-    for seed in range(3):
-        study(seed, 4.0 + seed / 10, {**longer, **SGD}, updates=40)
-        folder = study(seed, 4.2 + seed / 11, {**longer, **ADAM}, updates=40)
+    study([4.0, 4.1, 4.2], {**longer, **SGD}, updates=40)
+    folder = study([4.2, 4.29, 4.38], {**longer, **ADAM}, updates=40)
     sgd, adam, short = "optimizer=SGD, trainer.train=40", "optimizer=Adam, trainer.train=40", "optimizer=AdamW"
     found = {name: row["its baseline"] for name, row in cells(text_of(folder)).items()}
     assert found == {short: short, "optimizer=SGD": short, adam: adam, sgd: adam}
@@ -135,9 +132,8 @@ def test_the_baseline_stays_until_a_person_says_so(study):
     name = "optimizer=Adam, trainer.eval_every=5"
     assert "baseline: optimizer=AdamW" in text_of(folder)
     assert f"baseline: {name}" in text_of(folder, baseline="Adam, ")
-    for seed in range(3):
-        study(seed, 5.4 + seed / 10, {})  # the defaults have further runs
-        study(seed, 4.4 + seed / 10, SGD)  # and there is a newcomer
+    study([5.4, 5.5, 5.6])  # the defaults have further runs
+    study([4.4, 4.5, 4.6], SGD)  # and there is a newcomer
     assert f"baseline: {name}" in text_of(folder)
     for wrong, why in (("muon", "no variant of that name"), ("adam", "several")):
         with pytest.raises(InputError, match=why):
@@ -146,8 +142,7 @@ def test_the_baseline_stays_until_a_person_says_so(study):
 
 def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
     faster = {"optimizer": {**SGD["optimizer"], "lr": 0.1}}
-    for seed in range(3):
-        study(seed, 4.0 + seed / 10, SGD)
+    study([4.0, 4.1, 4.2], SGD)
     folder = two_variants(study, [5.5, 5.65, 5.72], changes=faster)
     text = text_of(folder)
     verdicts = [line for line in text.splitlines() if "Learning rates tried: 2 for it, 1 for the baseline" in line]
@@ -176,21 +171,18 @@ def test_too_few_seeds_no_spread_and_what_is_not_finite_allow_no_verdict(study, 
 
 def test_across_tokenizers_bits_per_byte_alone(study):
     other = {"hashes": {"corpus": "c", "tokenizer": "u"}, "words": 1031, "updates": 30}
-    folder = two_variants(study, [4.0, 4.1, 4.35], **other)
-    for path in folder.glob("*/overrides.yaml"):
-        path.write_text(path.read_text() + f"- tokenizer={'byte' if 'SGD' in path.read_text() else 'bpe'}\n")
+    study([5.0, 5.1, 5.3], {"tokenizer": {"_target_": "of.bpe"}})
+    folder = study([4.0, 4.1, 4.35], {**SGD, "tokenizer": {"_target_": "of.byte"}}, **other)
     text = text_of(folder)
     assert sorted(set(pd.read_csv(folder / "results.csv")["tokenizer"])) == ["bpe", "byte"]
-    assert (
-        "- **better**: optimizer=SGD, tokenizer=byte against optimizer=AdamW, tokenizer=bpe: the bits per byte" in text
-    )
+    assert "**better**: optimizer=SGD, tokenizer=byte against optimizer=AdamW, tokenizer=bpe: the bits per byte" in text
 
 
 def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(study):
     two_variants(study, [5.5, 5.65, 5.72])
     evil = "<script>alert(1)</script> | **x** ![](http://e.x/y)\nloss nan"
-    study(3, 0.0, {**SGD, "data": {**BASE["data"], "train": "$\\frac{"}}, status="diverged", cause=evil)
-    folder = study(4, None, SGD)
+    study([0.0], {**SGD, "data": {**BASE["data"], "train": "$\\frac{"}}, first=3, status="diverged", cause=evil)
+    folder = study([None], SGD, first=4)
     page = write_report(folder).read_text(encoding="utf8")
     raw = (folder / "report.md").read_text(encoding="utf8")
     assert "<script" not in page + raw
@@ -205,16 +197,14 @@ def test_failures_are_named_and_escaped_and_results_have_a_column_a_swept_key(st
     assert losses["SGD"].tolist() == [5.5, 5.65, 5.72]
 
 
-DAMAGE = [b'{"status": "finished", "val_loss": 5.0', b'{"status": "finished", "val_loss": "low"}', b"\xff\x00"]
-
-
 @pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.jsonl", "timings.jsonl"])
 def test_a_damaged_run_is_left_out_and_named(study, file):
     two_variants(study, [5.5, 5.65, 5.72])
-    for name, text in enumerate(DAMAGE):
-        folder = study(name, 5.0)
-        (folder / f"run-{len(list(folder.glob('run-*'))) - 1:03d}" / file).write_bytes(text + b"\n")
+    damages = [b'{"status": "finished", "val_loss": 5.0', b'{"status": "finished", "val_loss": "low"}', b"\xff\x00"]
+    for text in damages:
+        folder = study([5.0])
+        (max(folder.glob("run-*")) / file).write_bytes(text + b"\n")
     said = text_of(folder)
     assert "**worse**" in said
     fits = file == "config.yaml"  # a mapping with keys that nothing reads
-    assert said.partition("## Runs without")[2].partition("\n## ")[0].count(f"/{file}") == len(DAMAGE) - fits
+    assert said.partition("## Runs without")[2].partition("\n## ")[0].count(f"/{file}") == len(damages) - fits

@@ -1,4 +1,4 @@
-"""Searches: the report of one made by hand, pruning against optuna's own rule, a database that is damaged or missing."""
+"""Searches: the report of one made by hand, pruning against optuna's own rule, a database damaged or missing."""
 
 import json
 import shlex
@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from babylm_train import cli
 from babylm_train.config import check_command_line, essential, plain
-from babylm_train.errors import InputError
 from babylm_train.runner import record_failure
 from babylm_train.study import report
 from babylm_train.study.jobs import Job, JobRunner, time_on_disk
 from babylm_train.study.report import write_report
-from babylm_train.study.search import STARTUP, WARMUP, hold_search, judge_trial
+from babylm_train.study.search import STARTUP, WARMUP, judge_trial
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'babylm-train[sweep]'")
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -60,10 +58,9 @@ def test_the_best_trial_is_the_best_that_finished_and_its_command_trains_the_sam
     text = write_report(search).with_name("report.md").read_text(encoding="utf8").replace("\\", "")
     assert "trial 0: validation loss 3.25 with optimizer.lr=0.003" in capsys.readouterr().out
     assert "Importances: optimizer.lr 100% of the loss's variance." in text
-    table = [
-        line.split(" | ") for line in text.partition("## Trials")[2].partition("##")[0].splitlines() if "run-" in line
-    ]
-    assert [row[1] for row in table] == ["finished", "finished", "pruned", "diverged"]
+    trials = text.partition("## Trials")[2].partition("##")[0].splitlines()
+    states = [line.split(" | ")[1] for line in trials if "run-" in line]
+    assert states == ["finished", "finished", "pruned", "diverged"]
     (line,) = (line for line in text.splitlines() if line.startswith("    python"))
     python, _, package, flag, *words = shlex.split(line)
     assert (python, package, flag) == ("python", "babylm_train", "-m")
@@ -96,18 +93,6 @@ def test_a_damaged_database_is_one_line(search, damage, monkeypatch, capsys):
     assert (err.count("\n"), str(path) in err) == (1, True)
 
 
-def test_what_a_search_cannot_go_on_from_is_one_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "trials.db").write_bytes(b"no database")
-    sweeper = {"study_name": "s", "storage": f"sqlite:///{tmp_path}/trials.db", "n_trials": 2, "sampler": {}}
-    with pytest.raises(InputError, match="holds no trials"), hold_search(tmp_path, sweeper):
-        pass
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["babylm-train", "experiment=hpo", "scale=small", "pruner=best"])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    assert "pruner=best: median, or null" in capsys.readouterr().err
-
-
 def test_pruning_is_that_of_optuna_s_median_pruner(tmp_path):
     rng, said = np.random.default_rng(0), []
     for case in range(60):
@@ -134,10 +119,8 @@ def test_a_pruned_job_ends_and_is_not_run_again_by_a_search(tmp_path):
     for number in range(STARTUP):
         write_run(tmp_path / f"run-{number}", "finished", {50: 3.0})
     write_run(tmp_path / "job", "", {50: 4.0})
-    told = []
-    record = partial(record_failure, config_hash="h")
-    job = Job("job", 0, tmp_path / "job", "h", partial(faulty.saves, tmp_path / "job"), record)
-    job.judge = faulty.judges
+    told, work, record = [], partial(faulty.saves, tmp_path / "job"), partial(record_failure, config_hash="h")
+    job = Job("job", 0, tmp_path / "job", "h", work, record, judge=faulty.judges)
     runner = JobRunner([{}], lambda _, outcome: told.append(outcome), time_on_disk(tmp_path))
     runner.run([job])
     runner.run([job])

@@ -27,20 +27,22 @@ def sweep(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BABYLM_ALLOW_TARGETS", "faulty")
     monkeypatch.setenv("SLOW", str(tmp_path / "slow"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["babylm-train", "-m", *SMALL, *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            sys.exit(cli.main())
+        return int(stop.value.code or 0), *capfd.readouterr()
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
+
+
+def command(*arguments, **variables):
+    """What `subprocess` takes to start the command in a process of its own."""
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": call, "env": {**os.environ, "PYTHONPATH": paths, **variables}, **pipes}
 
 
 def folder(job):
@@ -64,15 +66,15 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
-def stop_when(condition, number=signal.SIGTERM):
-    """Asks this process to stop as soon as a condition holds."""
-    threading.Thread(target=lambda: (wait_until(condition), os.kill(os.getpid(), number)), daemon=True).start()
-
-
 def test_failing_jobs_take_nobody_down_and_a_repeat_runs_what_is_missing(sweep):
     jobs = ["+objective.job=10,11,1,3,4", "trainer.max_steps=60", "hydra.launcher.n_jobs=2"]
     Path("slow").touch()  # neither of the last two ends before it is asked to
-    stop_when(lambda: all((folder(job) / "metrics.jsonl").exists() for job in (10, 11)))
+
+    def stop():
+        wait_until(lambda: all((folder(job) / "metrics.jsonl").exists() for job in (10, 11)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
     code, _, err = sweep(*jobs)
     assert code == 75, err
     assert statuses(10, 11) == dict.fromkeys((10, 11), "preempted")
@@ -81,17 +83,12 @@ def test_failing_jobs_take_nobody_down_and_a_repeat_runs_what_is_missing(sweep):
     code, out, err = sweep(*jobs)
     assert code in (1, 3)
     assert statuses(1, 3, 4, 10, 11) == {1: "failed", 3: "killed", 4: "diverged", 10: "finished", 11: "finished"}
-    assert [line.split(":")[1] for line in sorted(err.splitlines()) if line.startswith("error: ")] == [
-        f" +objective.job={job}" for job in (1, 3, 4)
-    ]
+    named = [line.split(":")[1] for line in sorted(err.splitlines()) if line.startswith("error: ")]
+    assert named == [f" +objective.job={job}" for job in (1, 3, 4)]
     assert "report: multirun_outputs/s/report.html" in out
-    report = Path("multirun_outputs/s/report.md").read_text().replace("\\", "")
-    assert all(cause in report for cause in ("no such", "SIGKILL", "loss nan"))
     for job in (10, 11):
         log = (folder(job) / "run.log").read_text()
-        assert log.count("resumed at update") == 1
-        assert log.count("  val_loss") == 1
-    assert "faulty.py" in json.loads((folder(1) / "result.json").read_text())["traceback"]
+        assert (log.count("resumed at update"), log.count("  val_loss")) == (1, 1)
     before = results()
     assert sweep("+objective.job=10,11", "trainer.max_steps=60")[0] == 0
     assert results() == before
@@ -110,12 +107,14 @@ def test_a_search_goes_on_to_its_total(sweep):
     assert (code, err.count("\n"), "trials.db" in err) == (2, 1, True), err
 
 
-def test_a_launcher_s_mistake_is_one_line(sweep):
-    zipped = ["seed=1,2,3", "zip=[seed,objective.job]"]
-    for words, named in ((["hydra.launcher.n_jobs=0"], "n_jobs"), (zipped, "zip takes lists of one length")):
-        code, _, err = sweep("+objective.job=10,11", *words)
-        assert (code, err.count("\n")) == (2, 1)
-        assert named in err
+def test_a_mistake_of_a_launcher_or_a_search_is_one_line(sweep):
+    for words, named in {
+        "hydra.launcher.n_jobs=0": "n_jobs",
+        "seed=1,2,3 zip=[seed,objective.job]": "zip takes lists of one length",
+        "experiment=hpo scale=small pruner=best": "pruner=best: median, or null",
+    }.items():
+        code, _, err = sweep("+objective.job=10,11", *words.split())
+        assert (code, err.count("\n"), named in err) == (2, 1, True), err
 
 
 def test_lists_are_taken_together():
@@ -130,15 +129,11 @@ def test_lists_are_taken_together():
 
 def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
     """Against a stand-in for sbatch, srun, scontrol and sacct; SLURM itself was not at hand."""
-    queue, search = tmp_path / "queue", f"{TESTS / 'slurm'}{os.pathsep}{os.environ['PATH']}"
+    queue, path = tmp_path / "queue", f"{TESTS / 'slurm'}{os.pathsep}{os.environ['PATH']}"
     queue.mkdir()
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PATH": search, "PYTHONPATH": paths, "FAKE_QUEUE": str(queue), "OMP_NUM_THREADS": "1"}
     Path("slow").touch()
     jobs = ["hydra/launcher=submitit_slurm", "+objective.job=10,3", "trainer.max_steps=60", "seed=1"]
-    call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *jobs]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    process = subprocess.Popen(call, start_new_session=True, **pipes)
+    process = subprocess.Popen(**command(*jobs, PATH=path, FAKE_QUEUE=str(queue)), start_new_session=True)
     wait_until(lambda: (folder(10) / "metrics.jsonl").exists())
     os.killpg(int((queue / "0.pid").read_text()), signal.SIGTERM)  # preemption: SLURM asks every process of the task
     wait_until(lambda: (queue / "requeued").exists())
@@ -157,15 +152,11 @@ def test_jobs_in_a_slurm_queue_put_themselves_back(sweep, tmp_path):
 def test_jobs_of_a_ray_cluster_end_each_for_itself_and_a_repeat_skips_what_is_done(sweep):
     """On a cluster that the command starts on this machine; `make ray` installs it."""
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    jobs = ["hydra/launcher=ray", "+objective.job=10,11,1,3", "trainer.max_steps=3"]
-    call = [sys.executable, "-m", "babylm_train", "-m", *SMALL, *jobs]
-    first = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=250)
+    jobs = ["hydra/launcher=ray", "trainer.max_steps=3"]
+    first = subprocess.run(**command(*jobs, "+objective.job=10,11,1,3"), timeout=250)
     assert first.returncode == 1, first.stdout + first.stderr
     assert statuses(10, 11, 1, 3) == {10: "finished", 11: "finished", 1: "failed", 3: "killed"}
     assert Path("multirun_outputs/s/report.html").exists()
     before = results()
-    again = subprocess.run([word.replace("=10,11,1,3", "=10,11") for word in call], env=environment, timeout=250)
-    assert again.returncode == 0
+    assert subprocess.run(**command(*jobs, "+objective.job=10,11"), timeout=250).returncode == 0
     assert results() == before
