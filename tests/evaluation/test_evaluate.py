@@ -96,11 +96,13 @@ def test_text_is_cut_into_documents_as_the_run_cut_it_and_unknown_tokens_are_sai
 def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("t.jsonl").write_text('{"text": "अ"}\n', encoding="utf8")
+    Path("empty.txt").touch()
     for named, more in {
         "pairs=FILE or text=FILE": {"text": None},
         "backend=mntp": {"backend": "mntp"},
         r"body \(text_field\)": {"text_field": "body"},
         "chck_1M": {"revision": "chck_1M"},
+        "empty.txt": {"text": "empty.txt"},
     }.items():
         with pytest.raises(InputError, match=named):
             evaluate_run(run, Options(**{"text": "t.jsonl", **more}))
