@@ -135,6 +135,7 @@ def test_size_of_a_model(make_trainer, optimizer, bytes_each):
     memory = {**parts, "activations": activations, "total": sum(parts.values()) + activations}
     assert measure() == Size(parameters, 6 * multiplied + 12 * 2 * 16 * LENGTH, memory)
     assert measure(checkpointing=True).memory["activations"] == 3 * LENGTH * ((2 * 16 + 24 * 16) * 4 + 40 * 8)
+    assert measure(logits=100).memory["activations"] == 3 * LENGTH * 2 * 24 * 16 * 4 + 100 * 8
 
 
 def test_the_command_prints_a_table_and_writes_no_run(tmp_path, monkeypatch, capsys):
