@@ -79,7 +79,7 @@ compat: $(READY)  ## exports read by transformers 4.51.3, which the BabyLM 2025 
 bench: .venv/.bench  ## speed beside HF Trainer, Lightning and bare loops on this CPU; TEXT=FILE for a text of yours
 	$(PY) benchmarks/speed.py $(TEXT)
 
-gpu: .venv/.bench  ## on one GPU, in 9 minutes: the tests that need it, then speed at three sizes beside HF Trainer and a plain loop
+gpu: .venv/.bench  ## on one GPU: the tests that need it, then speed at three sizes beside HF Trainer and a plain loop
 	$(PY) -m pytest -m gpu -n 4
 	$(PY) benchmarks/gpu.py
 

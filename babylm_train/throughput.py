@@ -67,7 +67,7 @@ class Meter:
         self.spent[on] += time.perf_counter() - begin
 
     def wait_for(self, batches: Iterator[T]) -> Iterator[T]:
-        """What `batches` gives; the time that it takes is spent on `data`."""
+        """What `batches` gives, to its end; the time until it comes is spent on `data`."""
         while True:
             with self.spend("data"):
                 batch = next(batches, None)
@@ -124,8 +124,7 @@ def size_of(
     """
     config, layer = model.config, KEPT * model.config.hidden_size
     numbers = config.num_hidden_layers * (config.hidden_size if checkpointing else layer) + layer * checkpointing
-    at_once = rows * context * config.vocab_size
-    at_once = at_once if logits is None else min(at_once, logits)
+    at_once = min(rows * context * config.vocab_size, logits or sys.maxsize)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     memory = {
         "weights": 4 * parameters,
