@@ -168,6 +168,10 @@ def rehearse(parts: Parts) -> None:
 
 class _Tokenizer(list[int]):  # what a model is built for in a rehearsal
     bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
+    all_special_ids = range(3)
+
+    def decode(self, ids: list[int]) -> str:
+        return "ab"
 
 
 def find_device(options: Any, local: int | None = None) -> torch.device:

@@ -30,12 +30,14 @@ class Objective:
     """What the trainer asks of an objective.
 
     likelihood: `causal`, or `pseudo` where the validation loss is that of hidden tokens. encoder: trains encoders, not
-    decoders. backends: how the BabyLM evaluation can read the model (causal, mlm, mntp).
+    decoders. backends: how the BabyLM evaluation can read the model (causal, mlm, mntp). draws: how often an update has
+    its rows run through the model.
     """
 
     likelihood: ClassVar[str] = "causal"
     encoder: ClassVar[bool] = False
     backends: ClassVar[tuple[str, ...]] = ("causal",)
+    draws: ClassVar[int] = 1
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Takes what it needs of the tokenizer; nothing here."""
@@ -67,6 +69,30 @@ class CausalObjective(Objective):
         if getattr(model, "linear_head", False):
             return model.sum_loss(batch.inputs, batch.targets, **options)
         return _sum_cross_entropy(model(input_ids=batch.inputs, **options).logits, batch.targets)
+
+
+@arguments()
+class RDropObjective(CausalObjective):
+    """Next-token prediction in which two draws of dropout are to agree (R-Drop, Liang et al. 2021): twice the work.
+
+    Args:
+        agreement: weight of how far they differ, against the mean of their losses.
+    """
+
+    draws: ClassVar[int] = 2
+
+    agreement: Annotated[float, Field(gt=0)]
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Summed loss in nats over the batch's valid targets, in evaluation of the model alone: a float32 scalar."""
+        import torch
+
+        if not torch.is_grad_enabled():
+            return super().__call__(model, batch)
+        if not getattr(model, "linear_head", False):
+            raise InputError("this objective needs a model whose logits are a product with its output embeddings")
+        options = {"position_ids": batch.position_ids, "attention_mask": None, "use_cache": False}
+        return model.sum_loss(batch.inputs, batch.targets, agreement=self.agreement, **options)
 
 
 @arguments(frozen=False)

@@ -36,14 +36,16 @@ def group_parameters(model: nn.Module, weight_decay: float, no_decay: Sequence[s
         no_decay: kinds of parameters without decay: `norm` (weights of normalisation layers), `bias`, `embedding`.
     """
     from torch import nn
+    from torch.nn.utils.parametrize import ParametrizationList
 
+    kinds = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)  # the last two where n-grams are shared
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     head = getattr(model, "get_output_embeddings", lambda: None)()
     # embeddings first: a head tied to them is the same parameter
-    for module in sorted(model.modules(), key=lambda m: not isinstance(m, nn.Embedding)):
+    for module in sorted(model.modules(), key=lambda m: not isinstance(m, kinds)):
         kind = "norm" if "norm" in type(module).__name__.lower() else "weight"
-        kind = "embedding" if isinstance(module, nn.Embedding) else kind
+        kind = "embedding" if isinstance(module, kinds) else kind
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))

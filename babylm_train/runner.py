@@ -37,6 +37,7 @@ from babylm_train.evaluation.loss import use_float32
 from babylm_train.files import file_digest, read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
+from babylm_train.model.characters import count_folded
 from babylm_train.state import Callback
 from babylm_train.tools.plan import count_exposures, plan_run
 
@@ -327,7 +328,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         **{key: getattr(state, key) for key in ("updates", "best_update", "tokens", "words", "skipped", "train_loss")},
         "planned_updates": trainer.curriculum.total_updates,
         "best_by": trainer.options.metric,
-        "parameters": count_parameters(trainer.model),
+        "parameters": count_parameters(trainer.model) - count_folded(trainer.model),
         "track": run.config["track"]["name"],
         "exposures": asdict(count_exposures(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,

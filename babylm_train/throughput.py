@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from babylm_train.model.characters import count_folded, own_weight
+
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -48,10 +50,15 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Meter:
-    """Measures training between two log lines, of `model` in rows of `context`, products in `dtype`, on `devices`."""
+    """Measures training between two log lines, of `model` in rows of `context`, products in `dtype`, on `devices`.
 
-    def __init__(self, model: Any, context: int, dtype: torch.dtype, device: torch.device, devices: int = 1) -> None:
-        self.flops, self.device = flops_per_token(model, context), device
+    draws: of dropout, how often an update runs its rows through the model.
+    """
+
+    def __init__(
+        self, model: Any, context: int, dtype: torch.dtype, device: torch.device, devices: int = 1, draws: int = 1
+    ) -> None:
+        self.flops, self.device = flops_per_token(model, context) * draws, device
         self.peak = measure_flops(device, dtype, torch.get_float32_matmul_precision()) * devices  # FLOP/s
         self.start(0)
 
@@ -98,7 +105,7 @@ def keep_pages(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """Trainable parameters, tied ones once; operations a token, forward and backward; bytes of a training step."""
+    """Trainable parameters, as exported, tied ones once; operations a token, forward and backward; bytes of a step."""
 
     parameters: int
     flops_per_token: int
@@ -114,26 +121,32 @@ def size_of(
     activation_bytes: int,
     checkpointing: bool = False,
     logits: int | None = None,
+    draws: int = 1,
 ) -> Size:
     """What a transformers model costs that `optimizer` trains in micro-batches of rows x context targets.
 
     Memory is an estimate: allocator, kernels and framework come on top. A layer keeps KEPT numbers until its backward
     pass; under checkpointing its input alone, and one layer at a time. Logits are there twice in float32 (their
     logarithms, and themselves or their gradient), and once in a 16-bit autocast type; `logits`: so many at once, None:
-    all. `activation_bytes`: of a number inside autocast, 2 or 4.
+    all. `activation_bytes`: of a number inside autocast, 2 or 4. `draws`: how often an update runs its rows through.
     """
     config, layer = model.config, KEPT * model.config.hidden_size
     numbers = config.num_hidden_layers * (config.hidden_size if checkpointing else layer) + layer * checkpointing
+    rows *= draws
     at_once = min(rows * context * config.vocab_size, logits or sys.maxsize)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     memory = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
+        "weights": 4 * trained,
+        "gradients": 4 * trained,
         "optimizer": _state_bytes(optimizer),
         "activations": rows * context * numbers * activation_bytes
         + at_once * (8 if activation_bytes == 4 else 8 + activation_bytes),
     }
-    return Size(parameters, flops_per_token(model, context), {**memory, "total": sum(memory.values())})
+    return Size(
+        trained - count_folded(model),
+        flops_per_token(model, context) * draws,
+        {**memory, "total": sum(memory.values())},
+    )
 
 
 def flops_per_token(model: Any, context: int) -> int:
@@ -144,9 +157,9 @@ def flops_per_token(model: Any, context: int) -> int:
     attention over a whole row, so it is an upper bound for packed documents; recomputation is left out.
     """
     config, head = model.config, model.get_output_embeddings()
-    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not head.weight)
-    multiplied = sum(p.numel() for p in model.parameters()) - looked_up
+    embeddings = [own_weight(module) for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not own_weight(head))
+    multiplied = sum(p.numel() for p in model.parameters()) - looked_up - count_folded(model)
     return int(6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * context)
 
 

@@ -85,7 +85,7 @@ class Trainer:
         self.state, self.saved_at, self.bar = RunState(), -1, tqdm(disable=True)
         self.seconds_before, self.began = 0.0, time.perf_counter()
         self.average = RunningAverage(model, options.average, self.curriculum.total_updates, self.curriculum.epochs)
-        self.meter = Meter(model, self.max_length, self.precision.inside, self.device, world)
+        self.meter = Meter(model, self.max_length, self.precision.inside, self.device, world, self.objective.draws)
         keep_pages(self.device)
 
     def train(self) -> RunState:

@@ -85,10 +85,12 @@ def packed(rows: int, length: int, seed: int) -> Batch:
     return Batch(tokens[:, :-1], targets, positions, tokens=rows * length - 3, words=0)
 
 
-def loss_and_gradients(call: Any, model: torch.nn.Module, batch: Batch) -> tuple[float, list[torch.Tensor]]:
-    """The causal loss of `batch` when `call` stands in for `model`, and the gradient of each parameter."""
+def loss_and_gradients(
+    call: Any, model: torch.nn.Module, batch: Batch, objective: Any = None
+) -> tuple[float, list[torch.Tensor]]:
+    """The loss of `batch`, causal if not said, when `call` stands in for `model`, and each parameter's gradient."""
     model.zero_grad()
-    loss = CausalObjective()(call, batch)
+    loss = (objective or CausalObjective())(call, batch)
     loss.backward()
     return loss.item(), [p.grad.clone() for p in model.parameters()]
 

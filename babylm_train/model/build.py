@@ -27,20 +27,25 @@ def causal_lm(
     max_length: int,
     dropout: float,
     attention_dropout: float,
+    character_ngrams: int = 0,
 ) -> PreTrainedModel:
     """A decoder with freshly drawn weights (from torch's global generator).
 
     `config` is a transformers configuration class with its sizes bound; vocabulary, positions, dropout (on the
-    embeddings and on each attention's and MLP's output) and special tokens are filled in here.
+    embeddings and on each attention's and MLP's output) and special tokens are filled in here. `character_ngrams`: most
+    characters of the n-grams that token embeddings share (see `characters`); 0: none.
 
     Raises:
-        InputError: a dropout is not in [0, 1), or a key is set that is filled in here.
+        InputError: a dropout is not in [0, 1), character_ngrams is negative, or a key is set that is filled in here.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     from babylm_train.model import attention
+    from babylm_train.model.characters import share_ngrams
 
+    if character_ngrams < 0:
+        raise InputError(f"model.character_ngrams must not be negative, got {character_ngrams}")
     AttentionInterface.register(attention.NAME, attention.attend)
     AttentionMaskInterface.register(attention.NAME, sdpa_mask)
     built = _fill(config, tokenizer, max_length, dropout, attention_dropout, {})
@@ -54,6 +59,8 @@ def causal_lm(
         for name, module in model.named_modules():
             if name.endswith(("embed_tokens", "o_proj", "down_proj")):  # hooks leave the names of weights as they are
                 module.register_forward_hook(lambda module, _, output: drop(output, dropout, module.training))
+    if character_ngrams:
+        share_ngrams(model, tokenizer, character_ngrams)
     return model
 
 
@@ -125,7 +132,7 @@ def is_encoder(model: nn.Module) -> bool:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, tied ones once."""
+    """Trainable parameters, tied ones once; what an export folds in is counted too."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from babylm_train.errors import StorageError
 from babylm_train.files import link, read, replaced, write_json
+from babylm_train.model.characters import fold_ngrams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -50,7 +51,7 @@ def write_model(
         model.config.auto_map = {"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{BOTH_WAYS[type(model).__name__]}"}
     try:
         with replaced(folder) as aside:
-            model.save_pretrained(aside)
+            model.save_pretrained(aside, state_dict=fold_ngrams(model))
             submitted(tokenizer).save_pretrained(aside)
             named = aside / "tokenizer_config.json"
             known = {"tokenizer_class": TOKENIZER_CLASS, "padding_side": padding_side(backends)}

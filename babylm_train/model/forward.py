@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Forward:
         self.call = torch.compile(model, dynamic=False) if compile else model
         self.body = torch.compile(model.base_model, dynamic=False) if compile else model.base_model
         self.chunk = torch.compile(chunk_loss, dynamic=False) if compile else chunk_loss
+        self.twice = torch.compile(agreeing_loss, dynamic=False) if compile else agreeing_loss
         self.linear_head = has_linear_head(model)
         self.isolates = model.config._attn_implementation == attention.NAME
 
@@ -42,15 +44,24 @@ class Forward:
         """How many of them are in memory together; None: all of a micro-batch."""
         return LOGITS.get(self.model.device.type, LOGITS["other"]) if self.linear_head else None
 
-    def sum_loss(self, input_ids: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """Summed cross-entropy of the head on `targets`, for a model whose `linear_head` is true."""
+    def sum_loss(self, input_ids: Tensor, targets: Tensor, agreement: float = 0.0, **options: Any) -> Tensor:
+        """Summed cross-entropy of the head on `targets`, for a model whose `linear_head` is true.
+
+        agreement: above 0 the rows are run through twice and the loss is that of `agreeing_loss`.
+        """
         rows = len(input_ids)
         if self.compile and rows < self.rows:  # one shape, one compilation
             filling = (0, 0, 0, self.rows - rows)
             input_ids, targets = pad(input_ids, filling), pad(targets, filling, value=IGNORE)
             options["position_ids"] = pad(options["position_ids"], filling)
+        chunk = self.chunk
+        if agreement:
+            input_ids, chunk = torch.cat([input_ids] * 2), partial(self.twice, agreement=agreement)
+            options["position_ids"] = torch.cat([options["position_ids"]] * 2)
         hidden = self.body(input_ids=input_ids, **self._isolate(options)).last_hidden_state
-        return sum_cross_entropy(hidden, self.get_output_embeddings().weight, targets, self.chunk)
+        if agreement:
+            hidden = torch.stack(hidden.chunk(2), -2)
+        return sum_cross_entropy(hidden, self.get_output_embeddings().weight, targets, chunk)
 
     def _isolate(self, options: dict[str, Any]) -> dict[str, Any]:
         positions = options.get("position_ids")
@@ -84,37 +95,66 @@ def has_linear_head(model: Any) -> bool:
 def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Any = None) -> Tensor:
     """-sum log softmax(hidden @ weight.T)[target] over the valid targets: a float32 scalar, in nats.
 
-    Shapes (..., size), (vocabulary, size) and (...). The product is rounded as autocast says, the softmax is float32.
-    The gradients of a chunk's logits are used while they are at hand, so neither the logits of all positions nor their
-    gradients are ever in memory (the idea of Liger Kernel, Hsu et al. 2024); it cannot be differentiated twice. Why not
-    torch's: benchmarks/NOTES.md. `chunk` stands in for `chunk_loss`, compiled for instance.
+    Shapes (..., size), or (..., 2, size) for `agreeing_loss`, (vocabulary, size) and (...). The product is rounded as
+    autocast says, the softmax is float32. The gradients of a chunk's logits are used while they are at hand, so neither
+    the logits of all positions nor their gradients are ever in memory (the idea of Liger Kernel, Hsu et al. 2024); it
+    cannot be differentiated twice. Why not torch's: benchmarks/NOTES.md. `chunk` stands in for `chunk_loss`.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    chunks = -(-targets.numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
+    chunks = -(-hidden[..., 0].numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
     rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
-    return _Summed.apply(hidden.flatten(0, -2), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss))  # type: ignore[no-untyped-call]
+    return _Summed.apply(
+        hidden.flatten(0, targets.dim() - 1), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss)
+    )  # type: ignore[no-untyped-call]
 
 
 def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool) -> tuple[Tensor, ...]:
     """Summed loss of some positions, and with `grads` its gradients by `hidden` and `weight`, in their dtype."""
     scores = (hidden @ weight.T).float().log_softmax(1)
     valid, places = targets != IGNORE, targets.clamp(min=0)
-    positions = torch.arange(len(targets), device=targets.device)
-    loss = -(scores[positions, places] * valid).sum()
+    loss = -(scores.gather(1, places[:, None])[:, 0] * valid).sum()
     if not grads:
         return (loss,)
+    slope = _subtract_target(scores.exp() if torch.compiler.is_compiling() else scores.exp_(), places)
+    return loss, *_by_operands(slope.mul_(valid[:, None]).to(hidden.dtype), hidden, weight)
+
+
+def agreeing_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool, agreement: float) -> tuple[Tensor, ...]:
+    """As chunk_loss, of two draws of dropout (positions, 2, size): the mean of their losses, and how far they differ.
+
+    That is `agreement` times the mean of the Kullback-Leibler divergences of each from the other (R-Drop, Liang et al.
+    2021, equations 1 to 3, where the losses are added, not averaged; `agreement` is their alpha).
+    """
+    logs = (hidden @ weight.T).float().log_softmax(2)
+    valid, places = targets != IGNORE, targets.clamp(min=0)
+    shares, gaps = logs.exp(), logs - logs.flip(1)
+    apart = (shares * gaps).sum(2, keepdim=True)
+    losses = agreement * apart - logs.gather(2, places[:, None, None].expand(-1, 2, 1))
+    loss = (losses[..., 0].mean(1) * valid).sum()
+    if not grads:
+        return (loss,)
+    slope = gaps.sub_(apart).mul_(shares).add_(shares).sub_(shares.flip(1)).mul_(agreement).add_(shares)
+    slope = _subtract_target(slope, places).mul_((valid / 2)[:, None, None]).to(hidden.dtype)
+    return loss, *_by_operands(slope, hidden, weight)
+
+
+def _subtract_target(shares: Tensor, places: Tensor) -> Tensor:
+    """`shares` (positions, ..., vocabulary), 1 less at the place of each position."""
     if torch.compiler.is_compiling():  # one kernel with the softmax
-        scores = scores.exp() - (torch.arange(len(weight), device=targets.device) == places[:, None]).float()
-    else:
-        scores = scores.exp_()
-        scores[positions, places] -= 1.0  # not scatter_add_, which trainer.deterministic refuses on GPUs
-    slope = scores.mul_(valid[:, None]).to(hidden.dtype)
+        one = torch.arange(shares.shape[-1], device=places.device) == places[:, None]
+        return shares - one.view(len(one), *[1] * (shares.dim() - 2), -1).float()
+    shares.movedim(-1, 1)[torch.arange(len(places), device=places.device), places] -= 1.0  # not scatter_add_, which
+    return shares  # trainer.deterministic refuses on GPUs
+
+
+def _by_operands(slope: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by both operands of `hidden @ weight.T`, whose own is `slope`."""
     by_hidden = slope @ weight
     if shrink(hidden.dtype) != 1:  # times 1 would be a copy of all logits
         slope = slope * shrink(hidden.dtype)
-    return loss, by_hidden, slope.T @ hidden
+    return by_hidden, slope.flatten(0, -2).T @ hidden.flatten(0, -2)
 
 
 def shrink(dtype: torch.dtype) -> float:

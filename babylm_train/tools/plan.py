@@ -263,6 +263,7 @@ def plan_run(run: Run) -> Plan:
         activation_bytes=trainer.precision.inside.itemsize,
         checkpointing=options.gradient_checkpointing,
         logits=trainer.forward.logits_at_once(),
+        draws=trainer.objective.draws,
     )
     rates = list_rates(trainer.scheduler, trainer.curriculum.total_updates)
     plan = make_plan(trainer.curriculum, rates, split.word_starts, size)

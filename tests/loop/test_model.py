@@ -1,12 +1,26 @@
 """Models: their sizes, isolation of packed documents, dropout, and the fast way to call them."""
 
+from functools import partial
+
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from tiny import VOCABULARY, loss_and_gradients, model_of, packed
+from torch.nn.functional import kl_div, nll_loss
+from torch.optim import SGD
+from transformers import AutoModelForCausalLM
 
 from babylm_train.config import CONF
+from babylm_train.data.tokenizer import Unigram
 from babylm_train.model.build import count_parameters, drop
-from babylm_train.model.forward import LOGITS, Forward, has_linear_head
+from babylm_train.model.characters import CharacterNgrams
+from babylm_train.model.export import write_model
+from babylm_train.model.forward import LOGITS, Forward, agreeing_loss, has_linear_head, sum_cross_entropy
+from babylm_train.objective import CausalObjective, RDropObjective
+from babylm_train.optim import group_parameters
+from babylm_train.state import IGNORE
+from babylm_train.throughput import size_of
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 
@@ -50,10 +64,13 @@ def test_residual_dropout_acts_in_training_only_and_leaves_the_names_alone():
     assert not torch.equal(dropped.train()(ids).logits, dropped(ids).logits)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "chunks", "mask", "bfloat16 products"])
+@pytest.mark.parametrize("kind", ["blocks", "chunks", "mask", "bfloat16 products", "two draws"])
 @pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
 def test_loss_and_gradients_are_those_of_the_model_itself(name, kind, monkeypatch):
-    """Against transformers' own masks and torch's own cross-entropy over all logits; `chunks` of 7 rows of them."""
+    """Against transformers' own masks and torch's own cross-entropy over all logits; `chunks` of 7 rows of them.
+
+    `two draws` of no dropout cannot differ.
+    """
     torch.manual_seed(0)
     model = model_of(name, VOCABULARY, 40, dropout=0.0, attention_dropout=0.0).train()
     batch = packed(6, 40, 1)
@@ -67,9 +84,57 @@ def test_loss_and_gradients_are_those_of_the_model_itself(name, kind, monkeypatc
         forward.compile = True  # takes the static way, rows filled up; nothing is compiled
     if kind == "bfloat16 products":
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    loss, found = loss_and_gradients(forward, model, batch)
+    objective = RDropObjective(agreement=3.0) if kind == "two draws" else CausalObjective()
+    loss, found = loss_and_gradients(forward, model, batch, objective)
     assert loss == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_two_draws_are_to_agree(monkeypatch):
+    """Against the formula in torch's own terms: the mean of two losses and of the divergences each way."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 4, 2, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    targets = torch.randint(0, 11, (3, 4))
+    targets[0, 1] = targets[2, 3] = IGNORE
+    one, two = ((hidden[..., draw, :] @ weight.T).log_softmax(-1).flatten(0, 1) for draw in (0, 1))
+    losses = [nll_loss(draw, targets.flatten(), ignore_index=IGNORE, reduction="sum") for draw in (one, two)]
+    valid = targets.flatten() != IGNORE
+    one, two = one[valid], two[valid]
+    apart = [kl_div(a, b, reduction="sum", log_target=True) for a, b in ((one, two), (two, one))]
+    expected = sum(losses) / 2 + 0.7 * sum(apart) / 2
+    monkeypatch.setitem(LOGITS, "cpu", 3 * 2 * 11)  # chunks of three positions
+    found = sum_cross_entropy(hidden, weight, targets, partial(agreeing_loss, agreement=0.7))
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_tokens_learn_from_their_ngrams_and_an_export_has_plain_embeddings(tmp_path):
+    """a, b and ab are shared by tokens 0 and 1, and are all that are; token 2 has b alone, token 3 nothing."""
+    ngrams = CharacterNgrams(["ab", "abc", "b", "x"], longest=3, size=2, std=1.0)
+    with torch.no_grad():
+        ngrams.weight.copy_(torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]))  # a, ab, b
+        found = ngrams(torch.zeros(4, 2))
+    torch.testing.assert_close(found[:, 0], torch.tensor([111 / 3**0.5, 111 / 3**0.5, 100.0, 0.0]))
+
+    tokenizer = Unigram(vocab_size=300).build(["एक लड़का था, एक लड़की थी।"] * 3)
+    for name in ("gpt2_nano", "modern_nano"):
+        build = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), _convert_="all")
+        model = build(tokenizer=tokenizer, max_length=8, dropout=0.0, character_ngrams=3)
+        loss_and_gradients(Forward(model), model, packed(2, 8, 0))
+        assert all(p.grad is not None for p in model.parameters())
+        matrices, *rest = group_parameters(model, 0.1, no_decay=["norm", "bias"])
+        assert all(min(p.shape) > 100 for p in matrices["params"])
+        assert len(rest[0]["params"]) == 2 + (name == "gpt2_nano")  # tokens, n-grams, GPT-2's positions
+        write_model(model, tokenizer, tmp_path / name, ["causal"])
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        plain = build(tokenizer=tokenizer, max_length=8)
+        assert exported.state_dict().keys() == plain.state_dict().keys()
+        ids = torch.arange(len(tokenizer))[None, -8:]
+        torch.testing.assert_close(exported(ids).logits, model.eval()(ids).logits)
+        assert size_of(
+            model, SGD(model.parameters()), context=8, rows=1, activation_bytes=4
+        ).parameters == count_parameters(plain)
 
 
 def test_a_head_that_does_more_is_noticed():
