@@ -37,7 +37,6 @@ from babylm_train.evaluation.loss import use_float32
 from babylm_train.files import file_digest, read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
 from babylm_train.model.build import count_parameters
-from babylm_train.model.characters import count_folded
 from babylm_train.state import Callback
 from babylm_train.tools.plan import count_exposures, plan_run
 
@@ -207,7 +206,7 @@ def train_to_end(run: Run, config: str, overrides: list[str], preemption: Preemp
     if trainer.device.type == "cpu" and need > 2 * have:  # the kernel would kill the run, or another one
         sizes = f"about {need / 2**30:,.0f} GiB, there are {have / 2**30:,.0f}"
         raise OutOfMemory(f"out of memory: {describe_batch(trainer)} ({sizes})")
-    size = (12 + 4 * bool(trainer.average.weights)) * count_parameters(trainer.model)
+    size = (12 + 4 * bool(trainer.average.weights)) * sum(p.numel() for p in trainer.model.parameters())
     trainer.checkpoints.check(size, trainer.curriculum.total_updates)
     write_request(directory, config, overrides)
     with storage_errors(directory):
@@ -328,7 +327,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         **{key: getattr(state, key) for key in ("updates", "best_update", "tokens", "words", "skipped", "train_loss")},
         "planned_updates": trainer.curriculum.total_updates,
         "best_by": trainer.options.metric,
-        "parameters": count_parameters(trainer.model) - count_folded(trainer.model),
+        "parameters": count_parameters(trainer.model),
         "track": run.config["track"]["name"],
         "exposures": asdict(count_exposures(trainer.curriculum, state.updates)),
         "config_hash": run.config_hash,

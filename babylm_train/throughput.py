@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
-
-from babylm_train.model.characters import count_folded, own_weight
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -143,7 +142,7 @@ def size_of(
         + at_once * (8 if activation_bytes == 4 else 8 + activation_bytes),
     }
     return Size(
-        trained - count_folded(model),
+        trained - _count_ngrams(model),
         flops_per_token(model, context) * draws,
         {**memory, "total": sum(memory.values())},
     )
@@ -157,10 +156,19 @@ def flops_per_token(model: Any, context: int) -> int:
     attention over a whole row, so it is an upper bound for packed documents; recomputation is left out.
     """
     config, head = model.config, model.get_output_embeddings()
-    embeddings = [own_weight(module) for module in model.modules() if isinstance(module, nn.Embedding)]
-    looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not own_weight(head))
-    multiplied = sum(p.numel() for p in model.parameters()) - looked_up - count_folded(model)
+    embeddings = [_stored(module) for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not _stored(head))
+    multiplied = sum(p.numel() for p in model.parameters()) - looked_up - _count_ngrams(model)
     return int(6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * context)
+
+
+def _stored(module: Any) -> torch.Tensor:
+    return module.parametrizations.weight.original if is_parametrized(module) else module.weight
+
+
+def _count_ngrams(model: nn.Module) -> int:
+    """Weights that an export folds into its embeddings (`babylm_train.model.characters`)."""
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.EmbeddingBag))
 
 
 def _state_bytes(optimizer: Optimizer) -> int:

@@ -42,7 +42,6 @@ def causal_lm(
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     from babylm_train.model import attention
-    from babylm_train.model.characters import share_ngrams
 
     if character_ngrams < 0:
         raise InputError(f"model.character_ngrams must not be negative, got {character_ngrams}")
@@ -60,6 +59,8 @@ def causal_lm(
             if name.endswith(("embed_tokens", "o_proj", "down_proj")):  # hooks leave the names of weights as they are
                 module.register_forward_hook(lambda module, _, output: drop(output, dropout, module.training))
     if character_ngrams:
+        from babylm_train.model.characters import share_ngrams
+
         share_ngrams(model, tokenizer, character_ngrams)
     return model
 
@@ -132,8 +133,9 @@ def is_encoder(model: nn.Module) -> bool:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, tied ones once; what an export folds in is counted too."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Trainable parameters, tied ones once; without n-grams, which an export folds into its embeddings."""
+    ngrams = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.EmbeddingBag))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - ngrams
 
 
 class _Dropout(torch.autograd.Function):

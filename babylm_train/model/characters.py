@@ -64,23 +64,3 @@ def share_ngrams(model: Any, tokenizer: Any, longest: int) -> None:
     tied = head is not None and head.weight is embedding.weight
     for module in (embedding, head) if tied else (embedding,):
         parametrize.register_parametrization(module, "weight", ngrams)
-
-
-def own_weight(module: Any) -> Tensor:
-    """The weight of an embedding or a head as it is stored, without what n-grams add."""
-    return module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
-
-
-def count_folded(model: nn.Module) -> int:
-    """Weights of n-grams, which are no part of an exported model."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, CharacterNgrams))
-
-
-def fold_ngrams(model: Any) -> dict[str, Tensor]:
-    """The weights of an exported model, by name: embeddings hold what their n-grams add."""
-    weights = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
-    added = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
-    if added:
-        folded = model.get_input_embeddings().weight.detach()
-        weights |= {f"{name}.weight": folded for name in added}
-    return weights

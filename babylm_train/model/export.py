@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from babylm_train.errors import StorageError
 from babylm_train.files import link, read, replaced, write_json
-from babylm_train.model.characters import fold_ngrams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -51,7 +52,7 @@ def write_model(
         model.config.auto_map = {"AutoModelForMaskedLM": f"{REMOTE_CODE.stem}.{BOTH_WAYS[type(model).__name__]}"}
     try:
         with replaced(folder) as aside:
-            model.save_pretrained(aside, state_dict=fold_ngrams(model))
+            model.save_pretrained(aside, state_dict=fold_embeddings(model))
             submitted(tokenizer).save_pretrained(aside)
             named = aside / "tokenizer_config.json"
             known = {"tokenizer_class": TOKENIZER_CLASS, "padding_side": padding_side(backends)}
@@ -67,6 +68,16 @@ def write_model(
                     link(twin, path)
     except SafetensorError as error:  # its words for a full disk
         raise StorageError(f"cannot write {folder}: {error}") from error
+
+
+def fold_embeddings(model: Any) -> dict[str, Tensor]:
+    """The weights of an exported model, by name: embeddings hold what their n-grams add to them."""
+    weights = {name: value for name, value in model.state_dict().items() if ".parametrizations." not in name}
+    added = [name for name, module in model.named_modules() if is_parametrized(module)]
+    if added:
+        folded = model.get_input_embeddings().weight.detach()
+        weights |= {f"{name}.weight": folded for name in added}
+    return weights
 
 
 def padding_side(backends: Sequence[str]) -> str:

@@ -103,7 +103,8 @@ def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: An
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    chunks = -(-hidden[..., 0].numel() * len(weight) // LOGITS.get(kind, LOGITS["other"]))
+    together = 8 if hidden.dim() - targets.dim() == 2 else 1  # of two draws several arrays are in use together
+    chunks = -(-targets.numel() * together * len(weight) // LOGITS.get(kind, LOGITS["other"]))
     rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
     return _Summed.apply(
         hidden.flatten(0, targets.dim() - 1), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss)
