@@ -32,9 +32,10 @@ from babylm_train.errors import InputError, arguments, explain_invalid, memory_e
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.files import read
 from babylm_train.logger import NoLogger
-from babylm_train.model.build import count_parameters, is_encoder
+from babylm_train.model.build import is_encoder
 from babylm_train.optim import group_parameters, set_decay_horizon
 from babylm_train.state import ALONE, Callback, OneProcess
+from babylm_train.throughput import count_parameters
 from babylm_train.trainer import Trainer
 
 REFUSALS = (  # what libraries say to arguments that they do not take

@@ -36,8 +36,8 @@ from babylm_train.errors import (
 from babylm_train.evaluation.loss import use_float32
 from babylm_train.files import file_digest, read, storage_errors, write_bytes, write_json, write_text
 from babylm_train.metrics import Record, draw_curves
-from babylm_train.model.build import count_parameters
 from babylm_train.state import Callback
+from babylm_train.throughput import count_parameters
 from babylm_train.tools.plan import count_exposures, plan_run
 
 if TYPE_CHECKING:

@@ -142,10 +142,16 @@ def size_of(
         + at_once * (8 if activation_bytes == 4 else 8 + activation_bytes),
     }
     return Size(
-        trained - _count_ngrams(model),
+        count_parameters(model),
         flops_per_token(model, context) * draws,
         {**memory, "total": sum(memory.values())},
     )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, tied ones once; without n-grams, which an export folds into its embeddings."""
+    ngrams = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.EmbeddingBag))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - ngrams
 
 
 def flops_per_token(model: Any, context: int) -> int:
@@ -158,17 +164,12 @@ def flops_per_token(model: Any, context: int) -> int:
     config, head = model.config, model.get_output_embeddings()
     embeddings = [_stored(module) for module in model.modules() if isinstance(module, nn.Embedding)]
     looked_up = sum(weight.numel() for weight in embeddings if head is None or weight is not _stored(head))
-    multiplied = sum(p.numel() for p in model.parameters()) - looked_up - _count_ngrams(model)
+    multiplied = count_parameters(model) - looked_up
     return int(6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * context)
 
 
 def _stored(module: Any) -> torch.Tensor:
     return module.parametrizations.weight.original if is_parametrized(module) else module.weight
-
-
-def _count_ngrams(model: nn.Module) -> int:
-    """Weights that an export folds into its embeddings (`babylm_train.model.characters`)."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.EmbeddingBag))
 
 
 def _state_bytes(optimizer: Optimizer) -> int:

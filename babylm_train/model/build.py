@@ -132,12 +132,6 @@ def is_encoder(model: nn.Module) -> bool:
     return type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, tied ones once; without n-grams, which an export folds into its embeddings."""
-    ngrams = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.EmbeddingBag))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) - ngrams
-
-
 class _Dropout(torch.autograd.Function):
     """Draws two random bytes an element, which is three times faster on CPUs than torch's."""
 
