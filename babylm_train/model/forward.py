@@ -105,7 +105,7 @@ def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: An
     grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     together = 8 if hidden.dim() - targets.dim() == 2 else 1  # of two draws several arrays are in use together
     chunks = -(-targets.numel() * together * len(weight) // LOGITS.get(kind, LOGITS["other"]))
-    rows = -(-targets.numel() // chunks)  # chunks of one size, so that they are compiled once
+    rows = -(-targets.numel() // chunks)  # chunks of one size, but for the last one: compiled twice at most
     return _Summed.apply(
         hidden.flatten(0, targets.dim() - 1), weight, targets.flatten(), (dtype, grads, rows, chunk or chunk_loss)
     )  # type: ignore[no-untyped-call]
