@@ -2,8 +2,8 @@
 
 Writes report.html (one file), report.md and results.csv into the study's directory; of several studies into `A+B+C`
 beside the first. Runs that differ only in their seed form a variant; variants are compared with a baseline, seed by
-seed, and only where both had the same text, budget and objective; those that differ in these form groups, each with a
-baseline of its own. Baselines are recorded in baseline.json when first reported, and stay until `baseline=` names
+seed, and only where both had the same text, budget and kind of loss; those that differ in these form groups, each with
+a baseline of its own. Baselines are recorded in baseline.json when first reported, and stay until `baseline=` names
 another: a variant, or a part of a name that only it has. A search is reported by trials, unless `baseline=` is given.
 """
 
@@ -43,8 +43,9 @@ paired t test; Holm's p is adjusted for the number of variants and decides at {A
 Percentages are of the baseline, by the logarithms of the paired ratios; within one tokenizer loss and bits per byte
 have the same. Detectable: the smallest difference that the test, before Holm, finds with 80 % power at the spread seen.
 Learning rates tried: with all else equal; where tuning had an equal budget the numbers are equal.
-Compared are variants of one objective over the same corpus and evaluation text with an equal budget: updates and tokens
-within one tokenizer, words within {WORDS_TOLERANCE:.0%}; across tokenizers words alone, and then only bits per byte."""
+Compared are variants with one kind of loss (of next tokens, whatever was trained; or of hidden ones) over the same
+corpus and evaluation text with an equal budget: updates and tokens within one tokenizer, words within
+{WORDS_TOLERANCE:.0%}; across tokenizers words alone, and then only bits per byte."""
 NOTHING = Estimate(0, math.nan)
 
 

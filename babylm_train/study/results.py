@@ -104,8 +104,9 @@ def read_run(directory: Path) -> RunRecord:
     figures = check_record(figures, dict[str, float | None], str(path))
     figures |= {name: float(timings[name].median()) for name in TIMED if name in timings}
     leaves = {key: value for key, value in essential(config).items() if key not in ("seed", "")}
+    kind, causal = str(leaves.get("objective._target_", "")).rpartition(".")[2], told.get("likelihood") == "causal"
     facts = {
-        "objective": str(leaves.get("objective._target_", "")).rpartition(".")[2],
+        "objective": "causal" if causal else kind,  # whatever training predicts, a causal evaluation is of next tokens
         "corpus": result.hashes.get("corpus"),
         "tokenizer": result.hashes.get("tokenizer"),
         "evaluation_text": result.hashes.get("validation"),

@@ -114,6 +114,15 @@ def test_refuses_to_rank(study, changed, said):
     assert "difference" not in next(iter(cells(text).values()))
 
 
+def test_objectives_that_are_evaluated_alike_are_ranked(study):
+    """R-Drop trains otherwise, but its validation loss is that of next tokens; a hidden token's is another thing."""
+    study([5.0, 5.1, 5.3], likelihood="causal")
+    folder = study([4.0, 4.2, 4.3], {"objective": {"_target_": "a.RDrop"}}, likelihood="causal")
+    assert "- **better**: objective=RDrop against defaults" in text_of(folder)
+    folder = study([4.0, 4.1, 4.3], {"objective": {"_target_": "a.Masked"}}, likelihood="pseudo")
+    assert re.search("objective=Masked is not ranked .*objective differs: Masked against causal", text_of(folder))
+
+
 def test_groups_that_cannot_be_compared_have_a_baseline_each(study):
     two_variants(study, [5.5, 5.65, 5.72])
     longer = {"trainer": {"max_steps": 40, "train": 40}}
