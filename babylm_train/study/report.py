@@ -170,7 +170,7 @@ def judge(c: Comparison) -> tuple[str, str]:
     unit = METRICS[c.metric].partition(" (")[0]
     if math.isnan(found.mean):
         return "no data", f"{who}: a {unit} is not finite."
-    size = f"{who}: the {unit} differs by {show(found.mean, sign='+')}"
+    size = f"{who}: the {unit} differ{'s' * (c.metric != 'bits_per_byte')} by {show(found.mean, sign='+')}"
     if found.mean and math.isfinite(c.ratio.mean):
         also = c.metric == "val_loss" and math.isfinite(c.pairs[0][0].metrics["bits_per_byte"])
         size += f",{' it and bits per byte' * also} by {show_ratio(c.ratio)}"
