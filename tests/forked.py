@@ -8,12 +8,14 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool does not survive a fork
 
@@ -92,6 +94,7 @@ class Child:
         sys.stdout, sys.stderr = (open(n, "w", encoding="utf8", closefd=False) for n in (1, 2))  # noqa: SIM115
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        tqdm.set_lock(threading.RLock())  # else one killed inside the lock that a fork shares stops all others
         job()
 
     def poll(self) -> int | None:
