@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from babylm_train.errors import Interrupted, PreemptedError
+from babylm_train.files import write_json
 from babylm_train.runner import record_failure
 from babylm_train.study.jobs import LOCK, Job, JobRunner, Outcome, time_on_disk
 from babylm_train.study.launcher import share_gpus
@@ -138,9 +139,10 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(make):
 
 def test_jobs_that_another_command_is_at_are_left_to_it(make):
     theirs, ours = make("theirs", faulty.raises), make("ours", faulty.finishes)
-    lock, write = FileLock(theirs.directory / LOCK, thread_local=False), (theirs.directory / "result.json").write_text
+    lock = FileLock(theirs.directory / LOCK, thread_local=False)
+    write = partial(write_json, theirs.directory / "result.json", {"status": "diverged", "exit_code": 3})
     lock.acquire()
-    when(ours.directory / "result.json", lambda: (write('{"status": "diverged", "exit_code": 3}'), lock.release()))
+    when(ours.directory / "result.json", lambda: (write(), lock.release()))
     told = run([theirs, ours], places=1)
     assert {name: outcome.status for name, outcome in told.items()} == {"ours": "finished", "theirs": "diverged"}
 
