@@ -39,6 +39,7 @@ def main() -> None:
             if "--version" in arguments:
                 print(f"babylm_train {__version__}")
             elif any(argument.partition("=")[0] in PAGES for argument in arguments):
+                sys.argv[1:] = [argument for argument in arguments if argument not in MULTIRUN]  # Hydra's want no -m
                 _show_page()
             else:
                 _start(arguments)
@@ -78,14 +79,15 @@ def _start(arguments: list[str]) -> None:
         if is_sweep:
             words = [str(override.input_line) for override in overrides]
             running: Any = GlobalHydra.instance().hydra
-            _sweep(configs[0], lambda more: running.multirun(line.config_name, _run_task, words + more))
+            drawn = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
+            _sweep(configs[0], drawn, lambda more: running.multirun(line.config_name, _run_task, words + more))
         else:
             HydraConfig.instance().set_config(configs[0])
             os.environ.update(configs[0].hydra.job.env_set)
             _run_task(configs[0], Path(configs[0].hydra.run.dir), parts[0])
 
 
-def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
+def _sweep(config: DictConfig, swept: set[str], launch: Callable[[list[str]], object]) -> None:
     """Runs the jobs of a study that are missing, by `launch` with further overrides, and reports on all of it."""
     from babylm_train.study.launcher import StudyLauncher
 
@@ -94,7 +96,9 @@ def _sweep(config: DictConfig, launch: Callable[[list[str]], object]) -> None:
     if "n_trials" in config.hydra.sweeper:
         from babylm_train.study.search import hold_search
 
-        with hold_search(directory, config.hydra.sweeper, config.get("pruner")) as left:
+        sweeper, pruner = config.hydra.sweeper, config.get("pruner")
+        drawn = swept | {str(key).lstrip("+") for key in sweeper.get("params") or {}}
+        with hold_search(directory, sweeper, pruner, drawn, checks.public(config)) as left:
             launch(left)
     else:
         launch([])

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from babylm_train import __version__
 from babylm_train.checkpoint import BEST, Checkpoints, find_checkpoint, load, refuse_misfits
+from babylm_train.data.tokenizer import measure_alteration
 from babylm_train.errors import (
     InputError,
     InUse,
@@ -333,6 +334,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
         "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,
+        "altered_share": measure_alteration(run.tokenizer, run.corpus.validation),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "commit": _commit(),
         "versions": versions | {module.__name__: module.__version__ for module in (torch, transformers)},

@@ -5,7 +5,7 @@
 
 RUN is a run's directory or any exported model; several give one table, a row a model. `milestones`: a row a milestone,
 and RUN/milestones.png, accuracy and bits per byte over the words seen. `pairs`: minimal pairs (jsonl or tsv, see
-docs/BABYLM.md) by summed and per-token log-probability, with bootstrap intervals; `closing=false` leaves out the mark
+docs/BABYLM.md) by summed and per-token log-probability, with 95 % intervals; `closing=false` leaves out the mark
 that ends a sentence. `text`: perplexity and bits per byte of text files, each and all (`text_field`: of a .jsonl or
 .csv; `separator`: line or blank_line; both are those of the run unless they are given). A causal model is first checked
 for a leak: a later token must not change an earlier loss. `device`: auto (a GPU where there is one), cpu or cuda.

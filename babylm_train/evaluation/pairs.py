@@ -1,6 +1,7 @@
 """Minimal pairs: files of them, and how often a model prefers the good sentence."""
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from babylm_train.state import MinimalPair
 
 GOOD, BAD = ("good", "sentence_good", "sen"), ("bad", "sentence_bad", "wrong_sen")
 PHENOMENON = ("phenomenon", "UID", "field")
-RESAMPLES = 10_000
+Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
 ALL = "all"  # pairs, whatever their phenomenon
 QUOTED = re.compile('"(?:[^"]|"")*"')
 
@@ -103,12 +104,11 @@ def by_phenomenon(pairs: Sequence[MinimalPair]) -> dict[str, np.ndarray]:
 
 
 def intervals(hits: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The share of `hits` in each group of pairs, and its seeded 95 % bootstrap interval over them (Efron 1979)."""
+    """The share of `hits` in each group of pairs, and its 95 % interval over them (Wilson 1927)."""
     found = {}
-    for number, (name, index) in enumerate(groups.items()):
-        values, counts = np.unique(hits[index], return_counts=True)
-        # Drawing pairs with replacement draws how often each value comes: a multinomial.
-        drawn = np.random.default_rng([0, number]).multinomial(len(index), counts / len(index), RESAMPLES)
-        low, high = np.quantile(drawn @ values / len(index), (0.025, 0.975)).tolist()
-        found[name] = {"n": len(index), "accuracy": float(hits[index].mean()), "low": low, "high": high}
+    for name, index in groups.items():
+        n, share = len(index), float(hits[index].mean())
+        center, width = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
+        low, high = ((center + side) / (1 + Z**2 / n) for side in (-width, width))
+        found[name] = {"n": n, "accuracy": share, "low": max(low, 0.0), "high": min(high, 1.0)}
     return found

@@ -31,6 +31,7 @@ from babylm_train.errors import (
     InUse,
     PreemptedError,
     RunError,
+    StorageError,
     fail,
     handle_signals,
     one_line,
@@ -74,6 +75,8 @@ class StudyLauncher:
         values: dict[int, float] = {}
 
         def tell(job: Job, outcome: Outcome) -> None:
+            if outcome.exit_code == StorageError.exit_code and "n_trials" in self.config.hydra.sweeper:
+                raise StorageError(outcome.cause)  # it says nothing of the trial, which is queued again
             values[job.number] = outcome.val_loss
             place = f"[{len(values)} of {len(numbered)}]"
             if outcome.exit_code:

@@ -32,6 +32,7 @@ from babylm_train.study.search import read_trials, repeat_trial
 from babylm_train.study.statistics import ALPHA, Estimate, compare_pairs, compare_ratios, holm, summarise
 
 WORDS_TOLERANCE = 0.05  # of the baseline's words: rankings spend equal tokens on longer or shorter words
+ALTERED_TOLERANCE = 0.001  # of the characters: compatibility forms, such as ellipses, cost next to nothing
 VERDICT_SEEDS = 3  # two differences and their mean leave one degree of freedom: any spread may be chance
 RATE = "optimizer.lr"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#000000", "#7f3c8d", "#999999", "#a52a2a")
@@ -90,9 +91,15 @@ def list_inequalities(a: RunRecord, b: RunRecord) -> Iterator[tuple[str, str, st
         for key in ("updates", "tokens"):
             if a.metrics[key] != b.metrics[key]:
                 yield f"{key} differ", show(a.metrics[key]), show(b.metrics[key])
-    elif a.result.unknown_share or b.result.unknown_share:
-        ours, theirs = a.result.unknown_share, b.result.unknown_share
-        yield "unknown tokens, whose text no loss counts", f"{ours:.2%}", f"{theirs:.2%} of the tokens"
+    else:
+        if a.result.unknown_share or b.result.unknown_share:
+            ours, theirs = a.result.unknown_share, b.result.unknown_share
+            yield "unknown tokens, whose text no loss counts", f"{ours:.2%}", f"{theirs:.2%} of the tokens"
+        ours, theirs = a.result.altered_share, b.result.altered_share
+        if max(ours, theirs) >= ALTERED_TOLERANCE:
+            yield "a tokenizer drops or changes signs, which no loss counts", f"{ours:.2%}", f"{theirs:.2%} of them"
+        if math.isnan(a.metrics["bits_per_byte"] + b.metrics["bits_per_byte"]):
+            yield "tokenizers differ, which only bits per byte of next tokens compare", "none", "none"
     words, others = a.metrics["words"], b.metrics["words"]
     if not abs(words - others) <= WORDS_TOLERANCE * others:
         yield f"words differ by more than {WORDS_TOLERANCE:.0%}", show(words), show(others)
@@ -142,20 +149,22 @@ def compose_defaults() -> dict[str, Any]:
 
 
 def give_verdicts(variants: Sequence[Variant], baselines: Sequence[Variant]) -> list[Comparison]:
-    """Those that are ranked, best first, in bits per byte where tokenizers differ; then the others."""
+    """Those that are ranked, best first, in bits per byte if any tokenizers differ; then the others."""
     compared = compare_each(variants, baselines)
     ranked = [c for c in compared if c.pairs and not c.refused]
     one_tokenizer = all(a.facts["tokenizer"] == b.facts["tokenizer"] for c in ranked for a, b in c.pairs)
-    metric = "val_loss" if one_tokenizer else "bits_per_byte"
-    values = [[[run.metrics[metric] for run in runs] for runs in zip(*c.pairs, strict=True)] for c in ranked]
+    bits = [math.fsum(run.metrics["bits_per_byte"] for pair in c.pairs for run in pair) for c in ranked]
+    metrics = ["val_loss" if one_tokenizer or math.isnan(each) else "bits_per_byte" for each in bits]
+    asked = zip(ranked, metrics, strict=True)
+    values = [[[run.metrics[metric] for run in runs] for runs in zip(*c.pairs, strict=True)] for c, metric in asked]
     found = [compare_pairs(ours, theirs) for ours, theirs in values]
     adjusted = holm([f.p if f.n >= VERDICT_SEEDS else math.nan for f in found])
     verdicts = []
-    for c, (ours, theirs), difference, p in zip(ranked, values, found, adjusted, strict=True):
+    for c, metric, (ours, theirs), difference, p in zip(ranked, metrics, values, found, adjusted, strict=True):
         c = replace(c, metric=metric, difference=difference, ratio=compare_ratios(ours, theirs), p=p)
         gist, text = judge(c)
         verdicts.append(replace(c, gist=gist, text=" ".join([text, *name_confounds(c.variant, c.baseline, variants)])))
-    verdicts.sort(key=lambda c: (math.isnan(c.difference.mean), c.difference.mean, c.variant.name))
+    verdicts.sort(key=lambda c: (math.isnan(c.difference.mean), c.metric, c.difference.mean, c.variant.name))
     for c in compared:
         if c not in ranked:
             why = "; ".join(c.refused) or "they finished no seed in common"
@@ -427,7 +436,7 @@ def write_sections(variants: list[Variant], baselines: list[Variant], results: p
     curves = draw_curves(variants, "val_loss" if len(measures) == 1 else "bits_per_byte")
     sections: Sections = [
         ("What it says", "says", said or [("", "One variant: there is nothing to compare.")]),
-        ("", "pictures", draw_differences(verdicts)),
+        ("", "pictures", [each for m in METRICS for each in draw_differences([c for c in verdicts if c.metric == m])]),
         ("Before you believe it", "says", [("", text) for text in give_warnings(variants, verdicts)]),
         ("Runs without a result", "text", failed),
         ("Variants", "figures", tabulate_variants(variants, baselines, verdicts)),
@@ -439,7 +448,7 @@ def write_sections(variants: list[Variant], baselines: list[Variant], results: p
 
 def write_search(directory: Path, runs: list[RunRecord]) -> Sections:
     """What both files show first of a search: its best trial and how to repeat it, all trials."""
-    table, best, note = read_trials(directory / "trials.db", runs)
+    table, best = read_trials(directory / "trials.db", runs)
     shown = table.map(lambda value: f"{value:.5g}" if isinstance(value, float) else str(value))
     if table["state"].iloc[0] != "finished":
         return [("Best trial", "says", [("", "No trial has finished yet.")])]
@@ -447,7 +456,7 @@ def write_search(directory: Path, runs: list[RunRecord]) -> Sections:
     return [
         ("Best trial", "says", [("best", f"trial {best.number}: validation loss {best.value:.5g} with {at}")]),
         ("Again, with three seeds", "code", repeat_trial(best, directory.resolve().name)),
-        ("", "note", f"The best of many trials with one seed each is also the luckiest. {note}"),
+        ("", "note", "The best of many trials with one seed each is also the luckiest."),
         ("", "pictures", draw_trials(table, best)),
         ("Trials, the best first", "figures", shown),
     ]

@@ -37,6 +37,7 @@ class Result(BaseModel, frozen=True):
     status: str
     cause: str = ""
     unknown_share: float = 0.0
+    altered_share: float = 0.0
     config_hash: str = ""
     hashes: dict[str, str | None] = {}
     device: str = ""

@@ -6,19 +6,22 @@ import contextlib
 import os
 import shlex
 import statistics
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from babylm_train.config import essential
 from babylm_train.errors import InputError, InUse, one_line, printable
 from babylm_train.files import read, read_lines
 from babylm_train.state import LOSS
 from babylm_train.study.jobs import Outcome
 from babylm_train.study.results import RunRecord
 
+OF_THE_LOSS = ("data", "tokenizer", "size")  # what other text, or other tokens, come from
 STARTUP, WARMUP = 5, 0.3  # finished trials, and the share of its updates, before which no trial is pruned
 
 
@@ -31,22 +34,32 @@ def open_database(where: str | Path) -> Iterator[Any]:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # type: ignore[attr-defined]
     try:
-        yield optuna
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of trials that are queued again
+            yield optuna
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(f"{where} holds no trials optuna can read: {one_line(error).partition(' [SQL')[0]}") from error
 
 
 @contextlib.contextmanager
-def hold_search(directory: Path, sweeper: dict[str, Any], pruner: str | None = None) -> Iterator[list[str]]:
+def hold_search(
+    directory: Path, sweeper: dict[str, Any], pruner: str | None, drawn: Collection[str], config: dict[str, Any]
+) -> Iterator[list[str]]:
     """Holds the search in a study's directory; yields overrides for the sweeper: the trials left, the sampler's seed.
 
     A trial that was running when its command died is queued again with its values, so that its job resumes. The sampler
-    is seeded by the trials there are: with one seed for every start it would draw the same values again.
+    is seeded by the trials there are: with one seed for every start it would draw the same values again. drawn: keys,
+    or groups, whose values are; of `config`, the rest is what all trials must have.
 
     Raises:
-        InUse: another command is at this search. InputError: it has no storage or name to go on from, or a damaged one.
+        InUse: another command is at this search. InputError: it has no storage or name to go on from, or a damaged one;
+            it is of another configuration; its trials would have losses that do not compare.
     """
     name, storage, total = sweeper["study_name"], sweeper["storage"], sweeper["n_trials"]
+    for key in drawn:
+        if key == "objective" or key.partition(".")[0] in OF_THE_LOSS:
+            raise InputError(f"{key}: a search compares losses, which it changes: sweep it with -m and seeds instead")
+    given = {k: str(v) for k, v in essential(config).items() if not any(f"{k}.".startswith(f"{d}.") for d in drawn)}
     if not name or not storage:
         raise InputError("hydra.sweeper.study_name and hydra.sweeper.storage must be set: experiment=hpo sets both")
     if pruner not in ("median", None):
@@ -62,15 +75,21 @@ def hold_search(directory: Path, sweeper: dict[str, Any], pruner: str | None = N
             for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 study.enqueue_trial(trial.params)
-            done = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+            done, known = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))), len(study.trials)
+            before = study.user_attrs.get("given", given)
+            study.set_user_attr("given", before)
+        for key in sorted(before.keys() | given.keys()):
+            if before.get(key) != given.get(key):
+                what = f"{key} is {given.get(key)}, {before.get(key)} before"
+                raise InputError(f"{directory} holds another search ({what}): give this one a study= of its own")
         print(f"search: {done} of {total} trials done", flush=True)
         seed = sweeper["sampler"].get("seed")
-        again = [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + done}"]
+        again = [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + known}"]
         yield [f"hydra.sweeper.n_trials={max(0, total - done)}", *again]
 
 
-def read_trials(path: Path, runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, Any, str]:
-    """A search's trials as a table, the best first; optuna's best; a note. Raises InputError: damaged or empty."""
+def read_trials(path: Path, runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, Any]:
+    """A search's trials as a table, the best first; optuna's best. Raises InputError: damaged or empty."""
     with open_database(path) as optuna:
         storage, rows = optuna.storages.RDBStorage(f"sqlite:///{path}"), []
         name = optuna.get_all_study_summaries(storage)[-1].study_name
@@ -82,13 +101,7 @@ def read_trials(path: Path, runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, An
             row = {"trial": trial.number, "state": state, "value": trial.value, **trial.params}
             rows.append({**row, "run": run.name if run else ""})
         rows.sort(key=lambda row: (row["state"] != "finished", row["value"] is None, row["value"]))
-        losses = [row["value"] for row in rows if row["state"] == "finished"] or [0.0]
-        try:
-            shares = optuna.importance.get_param_importances(study, target=lambda t: min(t.value, losses[-1])).items()
-            note = f"Importances: {', '.join(f'{key} {share:.0%}' for key, share in shares)} of the loss's variance."
-        except (ImportError, ValueError, RuntimeError) as error:  # too few trials
-            note = f"No importances, which need scikit-learn: {one_line(error).partition('. ')[0]}."
-        return pd.DataFrame(rows), study.trials[rows[0]["trial"]], note
+        return pd.DataFrame(rows), study.trials[rows[0]["trial"]]
 
 
 def repeat_trial(trial: Any, study: str) -> str:

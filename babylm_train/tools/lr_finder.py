@@ -96,8 +96,8 @@ def find_lr(trainer: Trainer, options: Options) -> LRFinding:
     with tqdm(desc="LR range test", total=len(rates), unit="update", disable=None) as trainer.bar:
 
         def update() -> float:
-            trainer.state = RunState()
-            batches = rows.micro_batches(next(indices), rows_at_once, trainer.options.gradient_accumulation_steps)
+            trainer.state = RunState(updates=(index := next(indices)))
+            batches = rows.micro_batches(index, rows_at_once, trainer.options.gradient_accumulation_steps)
             return trainer.make_update(batches)[0]
 
         return range_test(update, rates)

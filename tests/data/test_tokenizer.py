@@ -142,6 +142,14 @@ def test_word_starts_of_a_tokenizer_that_others_made(tmp_path, monkeypatch):
     assert made.word_starts[:4].tolist() == [0, 2, 0, 1]  # the mark, "▁ab▁c", "▁", "a"
 
 
+def test_what_a_normaliser_loses_by_hand():
+    theirs = Byte().build([])
+    assert own.measure_alteration(theirs, ["झोंपड़ी  Ab\u200d"]) == 0
+    rules = [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    theirs.backend_tokenizer.normalizer = normalizers.Sequence(rules)
+    assert own.measure_alteration(theirs, ["झोंपड़ी Ab", "é"]) == 6 / 10  # four marks, the capital, the accent
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_folder_is_one_line(tmp_path, name):
     for text in ("null", "[]", "{", "[" * 100_000, '{"model": {"type": "x"}, "eos_token": 7}'):

@@ -10,6 +10,7 @@ import pandas
 import pytest
 import torch
 from exported import KINDS, nano
+from scipy.stats import binomtest
 
 from babylm_train.errors import InputError
 from babylm_train.evaluation.likelihood import token_log_probabilities
@@ -73,17 +74,16 @@ def test_a_tie_counts_half(models):
     assert (hits["summed"][0], hits["per_token"][0]) == (long > short, long / 8 > short / 2)  # the mark is a token
 
 
-def test_the_interval_is_that_of_drawing_pairs_again():
-    hits = np.array([1, 1, 1, 0.5, 0, 1, 0, 1, 1, 1], float)
+def test_the_interval_is_wilson_s():
+    hits = np.array([1, 1, 0, 1, 0, 1, 1, 1, 1, 1], float)
     groups = by_phenomenon([MinimalPair("a", "b", name) for name in "xxxxxyyyyy"])
     assert list(groups) == ["all", "x", "y"]
-    found = intervals(hits, groups)
-    rng = np.random.default_rng(9)
-    for name, index in groups.items():
-        means = hits[index][rng.integers(0, len(index), (20_000, len(index)))].mean(1)
-        assert found[name]["accuracy"] == hits[index].mean()
-        bounds = [found[name]["low"], found[name]["high"]]
-        assert bounds == pytest.approx(np.quantile(means, (0.025, 0.975)).tolist(), abs=0.051)
+    for name, found in intervals(hits, groups).items():
+        own = hits[groups[name]]
+        bounds = binomtest(int(own.sum()), len(own)).proportion_ci(method="wilson")
+        assert [found["low"], found["high"]] == pytest.approx(list(bounds), abs=1e-6)
+        assert (found["accuracy"], found["n"]) == (own.mean(), len(own))
+    assert found["low"] < 0.6 < found["high"] == 1  # five of five are no certainty
 
 
 def test_files_of_pairs(tmp_path):

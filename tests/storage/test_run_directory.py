@@ -63,6 +63,7 @@ def test_what_can_be_made_again_is(out):
     assert again(out).code == 0
     assert (out / "model/model.safetensors").read_bytes() == weights
     assert json.loads((out / "result.json").read_text())["status"] == "finished"
+    assert all("step" in json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines())
     assert len({p.stat().st_ino for p in out.glob("checkpoints/checkpoint_[es]*.pt")}) <= 2
     assert not list(out.rglob("*.tmp"))
 

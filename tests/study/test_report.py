@@ -102,6 +102,8 @@ def test_differences_and_verdicts_are_scipys(study):
         ({"words": 1100}, "words differ by more than 5%: 1,100 against 1,000"),
         ({"hashes": {"corpus": "c", "tokenizer": "t", "validation": "v"}}, "evaluation text differs: v against not"),
         ({"hashes": {}}, "corpus differs: not recorded against c"),
+        ({"altered_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}}, "drops or changes signs"),
+        ({"bits_per_byte": None, "hashes": {"corpus": "c", "tokenizer": "u"}}, "only bits per byte of next tokens"),
         ({"unknown_share": 0.02, "hashes": {"corpus": "c", "tokenizer": "u"}}, "unknown tokens"),
         ({"changes": {"objective": {"_target_": "a.Masked"}}}, "objective differs: Masked against not recorded"),
         ({"changes": {"objective": {"evaluation_passes": 5}}}, "evaluation passes differs: 5 against not recorded"),
@@ -121,6 +123,17 @@ def test_objectives_that_are_evaluated_alike_are_ranked(study):
     assert "- **better**: objective=RDrop against defaults" in text_of(folder)
     folder = study([4.0, 4.1, 4.3], {"objective": {"_target_": "a.Masked"}}, likelihood="pseudo")
     assert re.search("objective=Masked is not ranked .*objective differs: Masked against causal", text_of(folder))
+
+
+def test_other_tokenizers_elsewhere_take_no_verdict_from_hidden_tokens(study):
+    study([4.0, 4.1, 4.3], {"data": {**BASE["data"], "train": "other"}}, hashes={"corpus": "c", "tokenizer": "u"})
+    masked = {"objective": {"_target_": "a.Masked"}}
+    study([3.0, 3.1, 3.2], masked, bits_per_byte=None)
+    text = text_of(two_variants(study, [2.0, 2.2, 2.1], {**masked, **SGD}, bits_per_byte=None))
+    assert "data.train=other against optimizer=AdamW: the bits per byte differ by -0.25" in text
+    assert (
+        "**better**: optimizer=SGD, objective=Masked against optimizer=AdamW, objective=Masked: the validation" in text
+    )
 
 
 def test_groups_that_cannot_be_compared_have_a_baseline_each(study):

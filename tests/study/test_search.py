@@ -52,12 +52,9 @@ def write_run(directory, status, losses, rate=0.1):
         (directory / "result.json").write_text(json.dumps(values))
 
 
-def test_the_best_trial_is_the_best_that_finished_and_its_command_trains_the_same(search, capsys, monkeypatch):
-    highest = lambda study, target: {"optimizer.lr": max(map(target, study.trials)) / 4.5}  # noqa: E731
-    monkeypatch.setattr(optuna.importance, "get_param_importances", highest)  # one that diverged counts as the worst
+def test_the_best_trial_is_the_best_that_finished_and_its_command_trains_the_same(search, capsys):
     text = write_report(search).with_name("report.md").read_text(encoding="utf8").replace("\\", "")
     assert "trial 0: validation loss 3.25 with optimizer.lr=0.003" in capsys.readouterr().out
-    assert "Importances: optimizer.lr 100% of the loss's variance." in text
     trials = text.partition("## Trials")[2].partition("##")[0].splitlines()
     states = [line.split(" | ")[1] for line in trials if "run-" in line]
     assert states == ["finished", "finished", "pruned", "diverged"]

@@ -97,11 +97,18 @@ def test_failing_jobs_take_nobody_down_and_a_repeat_runs_what_is_missing(sweep):
 def test_a_search_goes_on_to_its_total(sweep):
     search = ["experiment=hpo", "scale=small", "+objective.job=0", "trainer.max_steps=2"]
     search += ["hydra.sweeper.params={optimizer.lr:'tag(log, interval(1e-4, 1e-2))'}"]
+    code, _, err = sweep(*search, "hydra.sweeper.n_trials=2", "data.cache_dir=/dev/null/full")
+    assert (code, "cannot" in err) == (4, True), err  # of the disk, it spends no trial
     for done, total in ((0, 2), (2, 3)):
         code, out, err = sweep(*search, f"hydra.sweeper.n_trials={total}")
         assert code == 0, err
         assert f"search: {done} of {total} trials done" in out
-        assert len(results()) == total
+        assert (
+            len([job for job in results() if "finished" in Path(f"multirun_outputs/s/{job}/result.json").read_text()])
+            == total
+        )
+    code, _, err = sweep(*search, "optimizer=sgd")
+    assert (code, err.count("\n"), "another search (optimizer._target_" in err) == (2, 1, True), err
     Path("multirun_outputs/s/trials.db").write_bytes(b"no database" * 99)
     code, _, err = sweep(*search)
     assert (code, err.count("\n"), "trials.db" in err) == (2, 1, True), err
@@ -112,6 +119,7 @@ def test_a_mistake_of_a_launcher_or_a_search_is_one_line(sweep):
         "hydra.launcher.n_jobs=0": "n_jobs",
         "seed=1,2,3 zip=[seed,objective.job]": "zip takes lists of one length",
         "experiment=hpo scale=small pruner=best": "pruner=best: median, or null",
+        "experiment=hpo scale=small size.vocab_size=choice(300,400)": "size.vocab_size: a search compares losses",
     }.items():
         code, _, err = sweep("+objective.job=10,11", *words.split())
         assert (code, err.count("\n"), named in err) == (2, 1, True), err

@@ -63,11 +63,11 @@ def test_rates_keep_the_ratios_of_groups(make_trainer):
         return torch.optim.SGD(groups, momentum=0.9)
 
     trainer, seen = make_trainer(optimizer=momentum), []
-    update = trainer.make_update
+    update, updates = trainer.make_update, trainer.curriculum.prepare_epoch(0).updates
 
     def recorded(batches):
         seen.append([group["lr"] for group in trainer.optimizer.param_groups])
-        assert trainer.model.training
+        assert (trainer.model.training, trainer.state.updates) == (True, (len(seen) - 1) % updates)
         return update(batches)
 
     trainer.make_update = recorded
