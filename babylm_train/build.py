@@ -26,14 +26,15 @@ from babylm_train import config as checks
 from babylm_train.curriculum.strategy import score_documents
 from babylm_train.data.corpus import Corpus, describe
 from babylm_train.data.packing import EvaluationRows
-from babylm_train.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from babylm_train.data.tokenizer import load_tokenizer, measure_alteration, tokenizer_fingerprint
 from babylm_train.data.tokens import TokenizedSplit, describe_tokens, tokenize
 from babylm_train.errors import InputError, arguments, explain_invalid, memory_errors, one_line
 from babylm_train.evaluation.loss import evaluate
 from babylm_train.files import read
 from babylm_train.logger import NoLogger
 from babylm_train.model.build import is_encoder
-from babylm_train.optim import group_parameters, set_decay_horizon
+from babylm_train.model.forward import Forward
+from babylm_train.optim import group_parameters, set_decay_horizon, set_mode
 from babylm_train.state import ALONE, Callback, OneProcess
 from babylm_train.throughput import count_parameters
 from babylm_train.trainer import Trainer
@@ -71,7 +72,10 @@ class Parts:
 
 @dataclass
 class Run:
-    """A run, ready to train. outside: parts that were made from text outside the corpus, as `key=value`."""
+    """A run, ready to train.
+
+    outside: parts that were made from text outside the corpus, as `key=value`. altered_share: see measure_alteration.
+    """
 
     trainer: Trainer
     tokenizer: Any
@@ -80,6 +84,7 @@ class Run:
     config: dict[str, Any]
     config_hash: str
     outside: list[str]
+    altered_share: float
 
 
 def build_parts(config: DictConfig) -> Parts:
@@ -89,6 +94,9 @@ def build_parts(config: DictConfig) -> Parts:
     for group in list(Parts.__annotations__)[7:]:
         if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
             raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
+    for part in ("strategy", "schedule"):
+        if not isinstance(chosen := values["curriculum"].get(part), dict):
+            raise InputError(f"curriculum.{part}={chosen}: it is a group, with a slash: curriculum/{part}={chosen}")
     # of no torch class: see _build_optimizer
     values["decay_horizon"] = values.get("optimizer", {}).pop("decay_horizon", None)
     return _call(Parts, {key: _instantiate(value, str(key)) for key, value in values.items()}, "")
@@ -142,6 +150,7 @@ def name_errors(group: str) -> Iterator[None]:
 def rehearse(parts: Parts) -> None:
     """Calls what is partial before data is read, on a model without values: so what does not fit is refused early."""
     parts.distributed.check()
+    parts.curriculum.warn_of_full(parts.trainer.epochs, parts.trainer.max_steps)
     if parts.trainer.device != "auto":  # which is left to the job, whose GPU may be another
         find_device(parts.trainer)
     with name_errors("model"), torch.device("meta"):
@@ -159,6 +168,16 @@ def rehearse(parts: Parts) -> None:
         for group in groups:
             group["params"] = [torch.nn.Parameter(torch.zeros((2,) * p.dim())) for p in group["params"]]
         optimizer = parts.optimizer(groups)
+        of_torch = type(optimizer).__module__.startswith("torch.")
+        for group in optimizer.param_groups:
+            coupled = of_torch and not group.get("decoupled_weight_decay")
+            if parts.decay_horizon and (coupled or not group["lr"]):
+                what = "an lr above 0 and decay apart from the gradient, as adamw and muon have it"
+                raise InputError(f"optimizer.decay_horizon={parts.decay_horizon} needs {what}; null: none")
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        set_mode(optimizer, "train")
+        optimizer.step()
     with name_errors("scheduler"):
         parts.scheduler(optimizer, parts.trainer.max_steps or 10**9)  # the corpus is not known yet
     if parts.trainer.eval_pairs not in (None, "corpus"):
@@ -242,7 +261,8 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, stop: Any, proc
     strategy = parts.curriculum.strategy
     made_of = (getattr(p, "outside_text", None) for p in (parts.tokenizer, strategy, getattr(strategy, "base", None)))
     outside = [text for text in made_of if text]  # a user's own part may not say
-    return Run(trainer, tokenizer, corpus, parts, values, checks.config_hash(config), outside)
+    altered = measure_alteration(tokenizer, corpus.validation)
+    return Run(trainer, tokenizer, corpus, parts, values, checks.config_hash(config), outside, altered)
 
 
 def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
@@ -261,6 +281,9 @@ def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
 def _build_model(parts: Parts, tokenizer: Any, device: torch.device) -> Any:
     with name_errors("model"), memory_errors("the model does not fit"):
         model = parts.model(tokenizer=tokenizer, max_length=parts.data.max_length).to(device)
+        tried = None if parts.objective.encoder else Forward(model)
+    if parts.objective.draws > 1 and tried and not tried.linear_head:
+        raise InputError("objective=rdrop needs a model whose logits are a product with its output embeddings")
     if parts.trainer.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
         (enable or model.gradient_checkpointing_enable)()

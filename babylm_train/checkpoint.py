@@ -208,7 +208,8 @@ def refuse_other_run(identity: dict[str, Any], content: dict[str, Any], threads:
     """
     for name, mine in identity.get("hashes", {}).items():
         if (theirs := content.get("hashes", {}).get(name)) != mine:
-            raise InputError(f"the checkpoint is of another {name}: its hash is {theirs} there, {mine} here")
+            what = f"its hash is {theirs} there, {mine} here; another study= begins anew"
+            raise InputError(f"the checkpoint is of another {name}: {what}")
     others = [f"another {key}" for key in _refuse_other_config(identity.get("config", {}), content.get("config", {}))]
     saved = (content["threads"], content.get("processes", 1))
     for name, mine, theirs in zip(("threads", "processes"), (threads, processes), saved, strict=True):

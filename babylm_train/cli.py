@@ -20,10 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from babylm_train import __version__
 from babylm_train import config as checks
-from babylm_train.command import read_command_line
+from babylm_train.command import MULTIRUN, read_command_line
 from babylm_train.errors import InputError, Interrupted, RunError, StorageError, fail, one_line, watch_signals
 
-MULTIRUN = {"--multirun", "-m"}
 PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}  # Hydra's own
 ONLY_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
@@ -62,7 +61,7 @@ def _start(arguments: list[str]) -> None:
     """Composes what was typed, builds what needs no data, and runs it."""
     from babylm_train.build import build_parts, rehearse
 
-    line = read_command_line([a for a in arguments if a not in MULTIRUN], overrides=True)
+    line = read_command_line(arguments, overrides=True)
     with checks.open_conf(line.config_name, line.config_dir):
         overrides = checks.read_overrides(line.overrides)
         configs = checks.compose_each(line.config_name, overrides, line.config_dir)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from babylm_train.errors import InputError, Interrupted, RunError, explain_invalid, fail, nearest
 
+MULTIRUN = {"--multirun", "-m"}
 FLAGS = {"--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name"}
 
 
@@ -45,6 +46,8 @@ def read_command_line(arguments: Sequence[str], options: Any = None, *, override
         key, equals, value = argument.partition("=")
         if overrides and key in FLAGS:
             setattr(line, FLAGS[key], value if equals else next(left, ""))
+        elif overrides and argument in MULTIRUN:
+            continue
         elif argument.startswith(("-", "–", "—", "−")):
             raise InputError(f"{key}: no such flag; keys have no dashes: {key.lstrip('-–—−')}=value")
         elif equals and key in known:

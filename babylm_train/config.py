@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
@@ -58,9 +58,10 @@ OLDER = {  # here: keys of other tools, by their last part
     "trainer.gradient_accumulation_steps=2": "accumulate_grad_batches gradient_accumulation",
     "trainer.max_grad_norm=1.0": "gradient_clip_val grad_clip",
     "trainer.eval_every=100, trainer.save_every=100, trainer.log_every=10": "eval_steps save_steps logging_steps",
-    "optimizer.lr=3e-4, with scheduler=cosine_with_min_lr": "learning_rate max_lr min_lr",
+    "optimizer.lr=3e-4": "learning_rate max_lr",
+    "scheduler=cosine_with_min_lr": "min_lr min_lr_rate",
     "data.max_length=256": "block_size context_length max_seq_length seq_len max_position_embeddings",
-    "data=text data.train=FILE": "train_file dataset dataset_path",
+    "data=text data.train=FILE": "train train_file dataset dataset_path path",
     "model.config.n_layer, n_embd, n_head, or as the model has them": "n_layer num_layers d_model hidden_size n_heads",
     "logger=none": "wandb use_wandb report_to",
     "resume=FOLDER": "resume_from_checkpoint ckpt_path",
@@ -131,12 +132,16 @@ def compose_each(name: str, overrides: list[Override], folder: str | None) -> li
     swept = dict(first.hydra.sweeper.get("params") or {})
     typed = {override.key_or_group for override in overrides}
     if twice := typed & swept.keys():
-        raise InputError(f"{min(twice)} is swept by the experiment: change hydra.sweeper.params instead")
+        others = ",".join(f'{key}:"{values}"' for key, values in swept.items())
+        what = f"change its lists instead: 'hydra.sweeper.params={{{others}}}'"
+        raise InputError(f"{min(twice)} is swept by the experiment: {what}")
     jobs = spread(overrides + read_overrides([f"{key}={value}" for key, value in swept.items()]))
     configs = [_compose(name, job) for job in jobs] if len(jobs) > 1 or swept else [first]
     for config in configs:
         try:
             check_targets(plain(config) | {"hydra": OmegaConf.to_container(config.hydra, resolve=False)})
+        except MissingMandatoryValue as error:
+            raise InputError(f"{error.full_key} has to be given") from error
         except OmegaConfBaseException as error:
             raise InputError(one_line(error)[:300]) from error
         if not config.hydra.run.dir:
@@ -219,7 +224,8 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
     if found := re.match(r"Could not override '(.*)'", str(error)):
         groups = [o for o in overrides if "." not in o.partition("=")[0] and not o.startswith(found[1])]
         made = compose(name, groups, return_hydra_config=True)
-        known = {*_leaves_of(made), *map(str, made.hydra.runtime.choices)} - {found[1]}
+        leaves = {key for key in _leaves_of(made) if not key.startswith("hydra.") and not key.endswith("_target_")}
+        known = leaves | {str(group) for group in made.hydra.runtime.choices} - {found[1]}
         return f"{found[1]}: no such key or group with these options{suggest(found[1], sorted(known))}"
     chosen = " ".join(o for o in overrides if "." not in o.partition("=")[0])  # what of it names files
     return f"{chosen or name}: {one_line(error)[:300] or type(error).__name__}"

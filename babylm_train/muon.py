@@ -42,6 +42,9 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
+        for name, value in (("lr", lr), ("rest_lr", rest_lr or 0)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
         for name, value in (("momentum", momentum), ("row_beta", row_beta or 0), ("betas", max(betas))):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")

@@ -89,8 +89,6 @@ class RDropObjective(CausalObjective):
 
         if not torch.is_grad_enabled():
             return super().__call__(model, batch)
-        if not getattr(model, "linear_head", False):
-            raise InputError("objective=rdrop needs a model whose logits are a product with its output embeddings")
         options = {"position_ids": batch.position_ids, "attention_mask": None, "use_cache": False}
         return model.sum_loss(batch.inputs, batch.targets, agreement=self.agreement, **options)
 

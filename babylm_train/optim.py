@@ -161,6 +161,7 @@ def schedule(
     Raises:
         InputError: an option is out of range, or not one of this schedule.
     """
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import get_scheduler
 
     warmup = resolve_warmup(total_updates, warmup_steps, warmup_ratio)
@@ -171,9 +172,12 @@ def schedule(
     if not kwargs.get("num_cycles", 1) > 0:
         raise InputError(f"scheduler.num_cycles must be positive, got {kwargs['num_cycles']}")
     try:
-        return get_scheduler(name, optimizer, warmup, total_updates, scheduler_specific_kwargs=kwargs)
+        made = get_scheduler(name, optimizer, warmup, total_updates, scheduler_specific_kwargs=kwargs)
     except (TypeError, ValueError) as error:
         raise InputError(f"scheduler: {str(error).splitlines()[0]}") from error
+    if not isinstance(made, LambdaLR):
+        raise InputError(f"scheduler.name={name} follows losses; a schedule has to be fixed before the run")
+    return made
 
 
 @arguments()

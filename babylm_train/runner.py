@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import platform
@@ -22,7 +23,6 @@ from filelock import FileLock, Timeout
 
 from babylm_train import __version__
 from babylm_train.checkpoint import BEST, Checkpoints, find_checkpoint, load, refuse_misfits
-from babylm_train.data.tokenizer import measure_alteration
 from babylm_train.errors import (
     InputError,
     InUse,
@@ -146,7 +146,8 @@ def run_job(
         with lock_run(directory) if main else contextlib.nullcontext(), watch_signals() as preemption:
             done = processes.share(main and find_finished(directory, checks.config_hash(config)))
             if done:
-                print(f"{directory}: finished already (validation loss {done.val_loss:.4f}); delete it to run again")
+                said = f"finished already (validation loss {done.val_loss:.4f})"
+                print(f"{directory}: {said}; to run it again, as after a change of its text, delete it")
                 return float(done.val_loss)
             run = build.build_run(config, directory, parts, preemption, processes)
             if not main:
@@ -249,6 +250,8 @@ def find_start(trainer: Trainer, directory: Path, resume: str | None) -> tuple[P
             raise InputError(f"resume={resume}: no checkpoint there verifies")
         if own is None or path.resolve().is_relative_to(directory.resolve()):
             chosen = named
+        else:
+            logging.warning("resume=%s is not read: this run has checkpoints of its own", resume)
     if chosen is not None:
         trainer.check_compatible(chosen[1])
     return chosen
@@ -334,7 +337,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "hashes": trainer.identity["hashes"],
         "unknown_share": trainer.validation.split.unknown / trainer.validation.tokens,
-        "altered_share": measure_alteration(run.tokenizer, run.corpus.validation),
+        "altered_share": run.altered_share,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "commit": _commit(),
         "versions": versions | {module.__name__: module.__version__ for module in (torch, transformers)},

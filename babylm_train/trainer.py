@@ -152,7 +152,8 @@ class Trainer:
         state, progress = self.state, self.state.updates / self.curriculum.total_updates
         tokens = sum(batch.tokens for batch in batches)
         batches = [self.objective.prepare(replace(b, update=state.updates, progress=progress)) for b in batches]
-        targets, limit = sum(batch.tokens for batch in batches), self.options.max_grad_norm or math.inf
+        targets = sum(batch.tokens for batch in batches) or 1  # none, where there was nothing to hide
+        limit = self.options.max_grad_norm or math.inf
         own = self.processes.deal(batches, state.updates)
         for tries in range(1, MAX_SKIPPED + 1):  # noqa: B007
             total = torch.zeros((), dtype=torch.float64, device=self.device)

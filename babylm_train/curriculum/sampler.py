@@ -68,11 +68,26 @@ class CurriculumTrainingManager:
         self.targets_per_update, self.max_length = targets_per_update, max_length
         if any(max_length % length for length in self.lengths):
             raise InputError(f"curriculum.lengths={self.lengths}: data.max_length={max_length} is no multiple of each")
-        self.planned_epochs, self.epochs = epochs, min(epochs, max_steps or epochs)
+        self._count_epochs(epochs, max_steps)
+        if len(self.lengths) >= self.epochs:
+            raise InputError(f"curriculum.lengths={self.lengths}: full rows come last, which {self.epochs} epochs lack")
         self.slice_targets = self._divide_budget(max_steps)
         self.total_updates = sum(map(self._updates, self.slice_targets))
         self._warn()
         return self
+
+    def _count_epochs(self, epochs: int, max_steps: int | None) -> None:
+        self.planned_epochs, self.epochs = epochs, min(epochs, max_steps or epochs)
+
+    def warn_of_full(self, epochs: int, max_steps: int | None) -> None:
+        """Warns where a strategy ranks in vain, because every epoch admits everything."""
+        self._count_epochs(epochs, max_steps)
+        if self.strategy.ranks and all(self.threshold(epoch) >= 1.0 for epoch in range(self.epochs)):
+            log.warning(
+                "%s changes nothing: every epoch admits everything; it takes a curriculum/schedule that grows, as "
+                "linear does, and more than one epoch",
+                type(self.strategy).__name__,
+            )
 
     def _divide_budget(self, max_steps: int | None) -> list[int]:
         """Targets of each epoch; under `single_pass` the most that a threshold which follows the losses can admit."""
@@ -89,12 +104,6 @@ class CurriculumTrainingManager:
 
     def _warn(self) -> None:
         strategy, schedule = self.strategy, self.schedule
-        is_full = all(self.threshold(epoch) >= 1.0 for epoch in range(self.epochs))
-        if is_full and (strategy.ranks or schedule.threshold(0.0) < 1.0):
-            log.warning(
-                "every epoch admits everything: a curriculum takes a curriculum/strategy that ranks, a "
-                "curriculum/schedule that grows, as linear does, and more than one epoch"
-            )
         if strategy.ranks and len(self.scores) > 1 and self.scores.min() == self.scores.max():
             log.warning("every document has the difficulty %g: their order is random", self.scores[0])
         if self.pacing == "single_pass" and (schedule.adaptive or strategy.adaptive):

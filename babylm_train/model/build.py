@@ -18,7 +18,10 @@ LEVELS = 1 << 16  # of the draws of dropout on a CPU
 # what transformers' configuration classes call the length of a row, and the two dropouts
 POSITIONS = ("n_positions", "max_position_embeddings")
 ATTENTION = ("attn_pdrop", "attention_probs_dropout_prob", "attention_dropout")
-RESIDUAL = ("resid_pdrop", "embd_pdrop", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout")
+RESIDUAL = ["resid_pdrop", "embd_pdrop", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout"]
+RESIDUAL += ["dropout", "hidden_dropout", "residual_dropout"]
+# what they call the embeddings, and the last product of attention and of an MLP, where they have no dropout
+OUTPUTS = ("embed_tokens", "o_proj", "out_proj", "down_proj", "fc2", "w2")
 
 
 def causal_lm(
@@ -36,7 +39,8 @@ def causal_lm(
     characters of the n-grams that token embeddings share (see `characters`); 0: none.
 
     Raises:
-        InputError: a dropout is not in [0, 1), character_ngrams is negative, or a key is set that is filled in here.
+        InputError: a dropout is not in [0, 1), or above 0 where the model has no place for it, character_ngrams is
+            negative, or a key is set that is filled in here.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -54,10 +58,12 @@ def causal_lm(
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
-    if dropout and not hasattr(built, "resid_pdrop"):
-        for name, module in model.named_modules():
-            if name.endswith(("embed_tokens", "o_proj", "down_proj")):  # hooks leave the names of weights as they are
-                module.register_forward_hook(lambda module, _, output: drop(output, dropout, module.training))
+    if dropout and not any(hasattr(built, name) for name in RESIDUAL):
+        places = [module for name, module in model.named_modules() if name.endswith(OUTPUTS)]
+        if len(places) < 1 + 2 * built.num_hidden_layers:
+            raise InputError(f"model.dropout={dropout}: where {type(model).__name__} takes it is not known, only 0.0")
+        for module in places:  # hooks leave the names of weights as they are
+            module.register_forward_hook(lambda module, _, output: drop(output, dropout, module.training))
     if character_ngrams:
         from babylm_train.model.characters import share_ngrams
 

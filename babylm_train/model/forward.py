@@ -30,7 +30,7 @@ class Forward:
         self.chunk = torch.compile(chunk_loss, dynamic=False) if compile else chunk_loss
         self.twice = torch.compile(agreeing_loss, dynamic=False) if compile else agreeing_loss
         self.linear_head = has_linear_head(model)
-        self.isolates = model.config._attn_implementation == attention.NAME
+        self.isolates = model.config._attn_implementation == attention.NAME and hands_on_documents(model)
 
     def __call__(self, input_ids: Tensor, **options: Any) -> Any:
         """The model's own output."""
@@ -92,6 +92,19 @@ def has_linear_head(model: Any) -> bool:
     return hidden.shape[-1] == head.in_features and torch.allclose(linear(hidden, head.weight), logits)
 
 
+@torch.no_grad()
+def hands_on_documents(model: Any) -> bool:
+    """Does its attention get what says which documents are in a row? Tried on two; some decoders take no such thing."""
+    training, ids = model.training, torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    model.eval()
+    options = {"position_ids": ids % 2, "use_cache": False}
+    plain = model(input_ids=ids, **options).logits
+    mask = attention.mask_documents(options["position_ids"])
+    ours = model(input_ids=ids, documents=mask, attention_mask=mask.new_ones((1, 1, 1, 1)), **options).logits
+    model.train(training)
+    return torch.allclose(plain, ours, rtol=1e-3, atol=1e-4)
+
+
 def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Any = None) -> Tensor:
     """-sum log softmax(hidden @ weight.T)[target] over the valid targets: a float32 scalar, in nats.
 
@@ -126,7 +139,7 @@ def agreeing_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grads: bool, 
     """As chunk_loss, of two draws of dropout (positions, 2, size): the mean of their losses, and how far they differ.
 
     That is `agreement` times the mean of the Kullback-Leibler divergences of each from the other (R-Drop, Liang et al.
-    2021, equations 1 to 3, where the losses are added, not averaged; `agreement` is their alpha).
+    2021). Their equation adds the two losses, so its alpha is twice `agreement`.
     """
     logs = (hidden @ weight.T).float().log_softmax(2)
     valid, places = targets != IGNORE, targets.clamp(min=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from babylm_train.config import essential
+from babylm_train.config import FREE, essential
 from babylm_train.errors import InputError, one_line
 from babylm_train.files import check_record, digest, read, read_lines
 
@@ -116,7 +117,7 @@ def read_run(directory: Path) -> RunRecord:
     }
     path = directory / "overrides.yaml"
     typed: list[str] = read(path, list[str]) if path.exists() else []
-    words = tuple(word for word in typed if not word.startswith(("seed=", "study=", "zip=")))
+    words = tuple(word for word in typed if re.split("[.=]", word.lstrip("+~"))[0] not in ("seed", *FREE))
     metrics = {name: math.nan if value is None else float(value) for name, value in figures.items()}
     machine = {"device": result.device, "commit": result.commit, **result.versions}
     return RunRecord(directory.name, result, leaves, words, str(config.get("seed")), metrics, facts, machine, curves)

@@ -6,14 +6,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tiny import VOCABULARY, loss_and_gradients, model_of, packed
+from tiny import VOCABULARY, Tokenizer, loss_and_gradients, model_of, packed
 from torch.nn.functional import kl_div, nll_loss
 from torch.optim import SGD
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig, StableLmConfig
 
 from babylm_train.config import CONF
 from babylm_train.data.tokenizer import Unigram
-from babylm_train.model.build import drop
+from babylm_train.errors import InputError
+from babylm_train.model.build import causal_lm, drop
 from babylm_train.model.characters import CharacterNgrams
 from babylm_train.model.export import write_model
 from babylm_train.model.forward import LOGITS, Forward, agreeing_loss, has_linear_head, sum_cross_entropy
@@ -34,11 +35,16 @@ def test_sizes(name):
     assert count < 1e6 * millions if nano else count == pytest.approx(1e6 * millions, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano"])
-def test_no_document_sees_its_neighbour(name):
+STABLE = partial(StableLmConfig, num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=2)
+
+
+@pytest.mark.parametrize("name", ["gpt2_nano", "modern_nano", "stable"])
+@pytest.mark.parametrize("called", [Forward, lambda model: model])
+def test_no_document_sees_its_neighbour(name, called):
     """Other tokens in the first document of a row change no logit of the second; without the restart they would."""
     torch.manual_seed(0)
-    model = model_of(name, 50, 16).eval()
+    stable = partial(causal_lm, STABLE, Tokenizer(50), 16, 0.0, 0.0)  # takes no documents of ours
+    model = (stable() if name == "stable" else model_of(name, 50, 16)).eval()
     one = torch.randint(3, 50, (1, 16))
     other = one.clone()
     other[0, :7] = torch.randint(3, 50, (7,))
@@ -46,7 +52,8 @@ def test_no_document_sees_its_neighbour(name):
 
     def logits(ids, positions):
         with torch.no_grad():
-            return model(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False).logits[0, 7:]
+            options = {"position_ids": positions, "attention_mask": None, "use_cache": False}
+            return called(model)(input_ids=ids, **options).logits[0, 7:]
 
     torch.testing.assert_close(logits(one, restart), logits(other, restart), rtol=0, atol=1e-6)
     assert (logits(one, plain) - logits(other, plain)).abs().max() > 1e-3
@@ -62,6 +69,10 @@ def test_residual_dropout_acts_in_training_only_and_leaves_the_names_alone():
     ids = torch.randint(3, 50, (1, 8))
     torch.testing.assert_close(plain.eval()(ids).logits, dropped.eval()(ids).logits, rtol=0, atol=0)
     assert not torch.equal(dropped.train()(ids).logits, dropped(ids).logits)
+    opt = partial(OPTConfig, num_hidden_layers=1, hidden_size=16, word_embed_proj_dim=16, num_attention_heads=2)
+    assert causal_lm(opt, Tokenizer(50), 8, 0.25, 0.0).config.dropout == 0.25
+    with pytest.raises(InputError, match=r"model.dropout=0.5: where Mixtral"):
+        causal_lm(partial(MixtralConfig, num_hidden_layers=1, hidden_size=64), Tokenizer(50), 8, 0.5, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "chunks", "mask", "bfloat16 products", "two draws"])

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
@@ -353,3 +354,10 @@ def test_an_optimizer_s_state_of_another_shape_is_refused(make_trainer):
         first["exp_avg"] = forged
         with pytest.raises(InputError, match="the optimizer's exp_avg"):
             make_trainer("other").load_checkpoint(content)
+
+
+def test_an_update_in_which_nothing_can_be_hidden_is_none(make_trainer):
+    trainer = make_trainer(objective=hybrid(masked_share=0.5))
+    trainer.state.updates = 1  # a masked one
+    single = replace(packed(1, LENGTH, 0), position_ids=torch.zeros(1, LENGTH, dtype=torch.int64))
+    assert trainer.make_update([single]) == (0, 0)

@@ -182,6 +182,7 @@ def test_a_verdict_names_what_else_differs_and_how_it_was_tuned(study):
         ([6.0], "- **no verdict**: "),
         ([6.0, 6.11], "- **no verdict**: "),
         ([5.5, 5.6, 5.8], "there is no spread to test against"),
+        ([5.0, 5.1, 5.3], "what differs changed nothing"),
         ([5.5, float("nan"), 5.8], "a validation loss is not finite"),
     ],
 )
