@@ -72,10 +72,7 @@ class Parts:
 
 @dataclass
 class Run:
-    """A run, ready to train.
-
-    outside: parts that were made from text outside the corpus, as `key=value`. altered_share: see measure_alteration.
-    """
+    """A run, ready to train. outside: parts that were made from text outside the corpus, as `key=value`."""
 
     trainer: Trainer
     tokenizer: Any
@@ -84,7 +81,11 @@ class Run:
     config: dict[str, Any]
     config_hash: str
     outside: list[str]
-    altered_share: float
+
+    @property
+    def altered_share(self) -> float:
+        """See measure_alteration."""
+        return measure_alteration(self.tokenizer, self.corpus.validation)
 
 
 def build_parts(config: DictConfig) -> Parts:
@@ -261,8 +262,7 @@ def build_run(config: DictConfig, directory: Path, parts: Parts, stop: Any, proc
     strategy = parts.curriculum.strategy
     made_of = (getattr(p, "outside_text", None) for p in (parts.tokenizer, strategy, getattr(strategy, "base", None)))
     outside = [text for text in made_of if text]  # a user's own part may not say
-    altered = measure_alteration(tokenizer, corpus.validation)
-    return Run(trainer, tokenizer, corpus, parts, values, checks.config_hash(config), outside, altered)
+    return Run(trainer, tokenizer, corpus, parts, values, checks.config_hash(config), outside)
 
 
 def _read(parts: Parts) -> tuple[Corpus, Any, TokenizedSplit, TokenizedSplit]:
