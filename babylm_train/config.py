@@ -222,6 +222,10 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
         near = nearest(typed.partition("=")[2], error.options)
         return f"{typed}: no such option{near} ({', '.join(error.options)}){hint}"
     if found := re.match(r"Could not override '(.*)'", str(error)):
+        parent, _, key = found[1].rpartition(".")
+        files = sorted((CONF / parent.replace(".", "/")).glob("*.yaml"))
+        if having := [p.stem for p in files if re.search(rf"^{re.escape(key)}:", p.read_text(encoding="utf8"), re.M)]:
+            return f"{found[1]}: only {parent.replace('.', '/')}={' or '.join(having)} has it"
         groups = [o for o in overrides if "." not in o.partition("=")[0] and not o.startswith(found[1])]
         made = compose(name, groups, return_hydra_config=True)
         leaves = {key for key in _leaves_of(made) if not key.startswith("hydra.") and not key.endswith("_target_")}
