@@ -152,8 +152,7 @@ class Trainer:
         state, progress = self.state, self.state.updates / self.curriculum.total_updates
         tokens = sum(batch.tokens for batch in batches)
         batches = [self.objective.prepare(replace(b, update=state.updates, progress=progress)) for b in batches]
-        targets = sum(batch.tokens for batch in batches) or 1  # none, where there was nothing to hide
-        limit = self.options.max_grad_norm or math.inf
+        targets, limit = sum(b.tokens for b in batches) or 1, self.options.max_grad_norm or math.inf  # 1: none to hide
         own = self.processes.deal(batches, state.updates)
         for tries in range(1, MAX_SKIPPED + 1):  # noqa: B007
             total = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -102,7 +102,7 @@ def hands_on_documents(model: Any) -> bool:
     mask = attention.mask_documents(options["position_ids"])
     ours = model(input_ids=ids, documents=mask, attention_mask=mask.new_ones((1, 1, 1, 1)), **options).logits
     model.train(training)
-    return torch.allclose(plain, ours, rtol=1e-3, atol=1e-4)
+    return bool((plain - ours).abs().max() < 0.01 * plain.abs().max())  # TF32 differs by less, other rows by far more
 
 
 def sum_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Any = None) -> Tensor:
