@@ -34,7 +34,7 @@ from babylm_train.files import read
 from babylm_train.logger import NoLogger
 from babylm_train.model.build import is_encoder
 from babylm_train.model.forward import Forward
-from babylm_train.optim import group_parameters, set_decay_horizon, set_mode
+from babylm_train.optim import group_parameters, set_decay_horizon
 from babylm_train.state import ALONE, Callback, OneProcess
 from babylm_train.throughput import count_parameters
 from babylm_train.trainer import Trainer
@@ -96,7 +96,7 @@ def build_parts(config: DictConfig) -> Parts:
         if group in values and not (isinstance(values[group], dict) and "_target_" in values[group]):
             raise InputError(f"{group}={values[group]}: it is a group, choose one of its options")
     for part in ("strategy", "schedule"):
-        if not isinstance(chosen := values["curriculum"].get(part), dict):
+        if not isinstance(chosen := values.get("curriculum", {}).get(part, {}), dict):
             raise InputError(f"curriculum.{part}={chosen}: it is a group, with a slash: curriculum/{part}={chosen}")
     # of no torch class: see _build_optimizer
     values["decay_horizon"] = values.get("optimizer", {}).pop("decay_horizon", None)
@@ -177,8 +177,8 @@ def rehearse(parts: Parts) -> None:
                 raise InputError(f"optimizer.decay_horizon={parts.decay_horizon} needs {what}; null: none")
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        set_mode(optimizer, "train")
-        optimizer.step()
+        if of_torch:  # others may be for GPUs alone
+            optimizer.step()
     with name_errors("scheduler"):
         parts.scheduler(optimizer, parts.trainer.max_steps or 10**9)  # the corpus is not known yet
     if parts.trainer.eval_pairs not in (None, "corpus"):

@@ -61,7 +61,7 @@ OLDER = {  # here: keys of other tools, by their last part
     "optimizer.lr=3e-4": "learning_rate max_lr",
     "scheduler=cosine_with_min_lr": "min_lr min_lr_rate",
     "data.max_length=256": "block_size context_length max_seq_length seq_len max_position_embeddings",
-    "data=text data.train=FILE": "train train_file dataset dataset_path path",
+    "data=text data.train=FILE": "train_file dataset dataset_path",
     "model.config.n_layer, n_embd, n_head, or as the model has them": "n_layer num_layers d_model hidden_size n_heads",
     "logger=none": "wandb use_wandb report_to",
     "resume=FOLDER": "resume_from_checkpoint ckpt_path",

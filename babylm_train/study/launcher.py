@@ -83,7 +83,8 @@ class StudyLauncher:
                 self.exit_codes.append(outcome.exit_code)
                 bar.write(f"error: {job.name}: {outcome.cause} {place}", file=sys.stderr)
             else:
-                before = (job.directory / "result.json").stat().st_mtime_ns < self.since
+                path = job.directory / "result.json"
+                before = path.exists() and path.stat().st_mtime_ns < self.since
                 took = outcome.cause or f"validation loss {outcome.val_loss:.4f}, {outcome.seconds:,.0f} s"
                 took += ", finished before" * before
                 bar.write(f"{job.name}: {took} {place}")

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from babylm_train.config import essential
 from babylm_train.errors import InputError, InUse, one_line, printable
-from babylm_train.files import read, read_lines
+from babylm_train.files import read, read_lines, write_json
 from babylm_train.state import LOSS
 from babylm_train.study.jobs import Outcome
 from babylm_train.study.results import RunRecord
@@ -76,8 +76,9 @@ def hold_search(
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 study.enqueue_trial(trial.params)
             done, known = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))), len(study.trials)
-            before = study.user_attrs.get("given", given)
-            study.set_user_attr("given", before)
+        path = directory / "search.json"  # not among the study's attributes, which some databases cut short
+        before: dict[str, str] = read(path, dict[str, str]) if known and path.exists() else given
+        write_json(path, before)
         for key in sorted(before.keys() | given.keys()):
             if before.get(key) != given.get(key):
                 what = f"{key} is {given.get(key)}, {before.get(key)} before"
