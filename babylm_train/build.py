@@ -177,7 +177,7 @@ def rehearse(parts: Parts) -> None:
                 raise InputError(f"optimizer.decay_horizon={parts.decay_horizon} needs {what}; null: none")
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        if of_torch:  # others may be for GPUs alone
+        if of_torch and not optimizer.defaults.get("capturable"):  # others may be for GPUs alone
             optimizer.step()
     with name_errors("scheduler"):
         parts.scheduler(optimizer, parts.trainer.max_steps or 10**9)  # the corpus is not known yet
