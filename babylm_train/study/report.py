@@ -118,14 +118,15 @@ def compare_each(variants: Sequence[Variant], baselines: Sequence[Variant]) -> l
 def choose_baselines(variants: Sequence[Variant], named: str | None, recorded: Sequence[str]) -> list[Variant]:
     """One for each group of variants that compare: `named`, else the recorded, else the nearest to the defaults.
 
-    named: a variant's name, or a part that only it has. recorded: identities.
+    named: a variant's name, one of the keys it is of, or a part of the name that only it has. recorded: identities.
 
     Raises:
         InputError: no variant is named so, or several are; the message lists them.
     """
     chosen: list[Variant] = []
     if named is not None:
-        chosen = [v for v in variants if v.name == named] or [v for v in variants if named.lower() in v.name.lower()]
+        chosen = [v for v in variants if v.name == named] or [v for v in variants if named in v.name.split(", ")]
+        chosen = chosen or [v for v in variants if named.lower() in v.name.lower()]
         if len(chosen) != 1:
             which = "that fits several variants" if chosen else "no variant of that name"
             raise InputError(f"baseline={named}: {which} (there are {'; '.join(v.name for v in variants)})")
