@@ -102,7 +102,8 @@ def list_inequalities(a: RunRecord, b: RunRecord) -> Iterator[tuple[str, str, st
             yield "tokenizers differ, which only bits per byte of next tokens compare", "none", "none"
     words, others = a.metrics["words"], b.metrics["words"]
     if not abs(words - others) <= WORDS_TOLERANCE * others:
-        remedy = "; curriculum.threshold_on=words brings them nearer" * (a.facts["tokenizer"] == b.facts["tokenizer"])
+        alike = a.facts["tokenizer"] == b.facts["tokenizer"] and a.metrics["updates"] == b.metrics["updates"]
+        remedy = "; curriculum.threshold_on=words brings them nearer" * alike
         yield f"words differ by more than {WORDS_TOLERANCE:.0%}", show(words), show(others) + remedy
 
 
