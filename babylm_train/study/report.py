@@ -103,7 +103,8 @@ def list_inequalities(a: RunRecord, b: RunRecord) -> Iterator[tuple[str, str, st
     words, others = a.metrics["words"], b.metrics["words"]
     if not abs(words - others) <= WORDS_TOLERANCE * others:
         alike = a.facts["tokenizer"] == b.facts["tokenizer"] and a.metrics["updates"] == b.metrics["updates"]
-        remedy = "; curriculum.threshold_on=words brings them nearer" * alike
+        helps = alike and "words" not in (run.leaves.get("curriculum.threshold_on") for run in (a, b))
+        remedy = "; curriculum.threshold_on=words brings them nearer" * helps
         yield f"words differ by more than {WORDS_TOLERANCE:.0%}", show(words), show(others) + remedy
 
 
