@@ -1,5 +1,7 @@
 """The golden runs give what they gave: to the bit on the kind of machine that froze them, to rounding on any other."""
 
+from math import log
+
 import golden
 import pytest
 from forked import import_all
@@ -17,5 +19,6 @@ def test_golden_run(name, tmp_path):
     rounded = name.endswith(ROUNDED)
     for one in (found, before):
         one["result"].pop("samples", None)  # a draw near a boundary turns on the last bit
+        one["result"] |= {key: log(value) for key, value in one["result"].items() if key.endswith("perplexity")}
     assert golden.difference(before["metrics"], found["metrics"]) < (2e-2 if rounded else 1e-5)
-    assert golden.difference(before["result"], found["result"]) < (1e-3 if rounded else 1e-5)
+    assert golden.difference(before["result"], found["result"]) < (1e-3 if rounded else 1e-6)
